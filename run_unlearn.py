@@ -1,0 +1,172 @@
+#!/usr/bin/env python
+"""Unlearn texts or facts from a multilingual language model: parse, load data, load model, train, evaluate, report.
+
+python run_unlearn.py quickstart
+accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
+"""
+
+import dataclasses
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import PartialState
+
+from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
+from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
+from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
+from unlearn_trainer.errors import TrainingDiverged, UnlearnError
+from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.models import apply_peft, load_model, load_tokenizer
+from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.stages import stage_folder
+from unlearn_trainer.trainer import UnlearnTrainer
+
+EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
+
+
+def say(text: str) -> None:
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def built(folder: Path, build: Callable[[Path, int], None], seed: int) -> str:
+    """The folder, built on first use; it appears under its name only when it is whole."""
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        build(unfinished, seed)
+        os.replace(unfinished, folder)
+    return str(folder)
+
+
+def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
+    """Tokenizer and tokenized rows; the built-in corpus and model are written on first use."""
+    with PartialState().main_process_first():
+        if data_args.data_dir == "synthetic":
+            data_args.data_dir = built(Path(args.output_dir) / "synthetic" / "data", synthetic.write_corpus, args.seed)
+        if model_args.model_name_or_path == "synthetic":
+            folder = Path(args.output_dir) / "synthetic" / "model"
+            model_args.model_name_or_path = built(folder, synthetic.build_model, args.seed)
+        tokenizer = load_tokenizer(model_args)
+        splits = load_splits(
+            data_args.data_dir,
+            **{
+                f"{split}_file": getattr(data_args, f"{split}_file") for split in ("forget", "retain", "valid", "test")
+            },
+        )
+        limits = {
+            "forget": data_args.max_train_samples,
+            "retain": data_args.max_train_samples,
+            "valid": data_args.max_eval_samples,
+            "test": data_args.max_predict_samples,
+        }
+        data = tokenize_splits(
+            splits,
+            tokenizer,
+            data_args.languages,
+            data_args.heldout_languages or (),
+            data_args.max_seq_length,
+            {split: limit for split, limit in limits.items() if limit is not None},
+        )
+    return tokenizer, data
+
+
+def prepare_stages(model_args, args: UnlearnConfig, data: TokenizedData, tokenizer):
+    """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
+    start, reference = model_args, args.never_seen_model
+    if args.memorize_first:
+        start = local_model(model_args, stage_folder("memorized", "memorize", model_args, args, data, tokenizer))
+    if args.train_never_seen:
+        reference = stage_folder("never_seen", "retain_only", model_args, args, data, tokenizer)
+    return start, local_model(model_args, reference) if reference else None
+
+
+def local_model(model_args: ModelArguments, folder: Path) -> ModelArguments:
+    return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
+
+
+def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:
+    """The trainer of the method, with the splits that are measured: forget, retain, valid, and test for predict."""
+    rows = data.datasets
+    measured = [
+        split for split in ("forget", "retain", "valid") if split in rows and (args.do_eval or args.do_predict)
+    ]
+    return UnlearnTrainer(
+        apply_peft(load_model(start, tokenizer), start),
+        args,
+        forget_dataset=rows.get("forget"),
+        retain_dataset=rows.get("retain"),
+        eval_dataset={split: rows[split] for split in measured},
+        predict_dataset={"test": rows["test"]} if args.do_predict and "test" in rows else None,
+        languages=data.languages,
+        heldout_languages=data.heldout_languages,
+        processing_class=tokenizer,
+    )
+
+
+def run(argv: list[str] | None = None) -> dict:
+    """The whole run; returns what is written to results.json."""
+    model_args, data_args, args = parse_arguments(argv)
+    checkpoint = checkpoint_to_resume(args)
+    tokenizer, data = load_data(model_args, data_args, args)
+    say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
+
+    start, reference = prepare_stages(model_args, args, data, tokenizer)
+    trainer = make_trainer(start, args, data, tokenizer)
+    timing = {"train_seconds": 0.0}
+    if args.do_train:
+        started = time.time()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        timing["train_seconds"] = time.time() - started
+        trainer.save_model(args.output_dir)
+    started = time.time()
+    after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
+    never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None
+    timing["eval_seconds"] = time.time() - started
+
+    weights = trainer.language_weights
+    before = weights.figures_at_start or {}
+    results = {
+        "schema_version": 1,
+        "config": {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        "environment": environment(args.device, args.world_size),
+        "languages": data.languages,
+        "heldout_languages": data.heldout_languages,
+        "dropped_rows": data.dropped_rows,
+        "before": before or after,
+        "after": after,
+        "language_weights": weights.history,
+        "unlearning_score": weights.score(after) if before and "forget" in after else None,
+        "stop_reason": weights.stop_reason,
+        "timing": timing | {"peak_memory_bytes": peak_memory()},
+    }
+    if never_seen is not None:
+        results["never_seen"] = never_seen
+    if trainer.is_world_process_zero():
+        write_results(Path(args.output_dir) / RESULTS, results)
+    say(comparison_table(results))
+    return results
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Console entry: exit code 2 on bad input, 3 when training diverged."""
+    try:
+        run(argv)
+    except UnlearnError as error:
+        sys.exit(_fail(f"error: {error}", EXIT_BAD_INPUT))
+    except TrainingDiverged as error:
+        sys.exit(_fail(f"stopped: {error}", EXIT_DIVERGED))
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "deepspeed": ["deepspeed>=0.18", "ninja"],
+    "gguf": ["gguf>=0.10"],
+    "peft": ["peft>=0.18"],
+    "plots": ["matplotlib>=3.9"],
+    # For checkpoints that ship a SentencePiece model and no tokenizer.json.
+    "sentencepiece": ["sentencepiece", "protobuf"],
+}
+
+setup(
+    name="unlearn-trainer",
+    version="0.1.0",
+    description="Multilingual machine unlearning around the Hugging Face Trainer",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["unlearn_trainer", "unlearn_trainer.*"]),
+    py_modules=["run_unlearn"],
+    # The evaluate modules are files that evaluate.load copies, not a package to import.
+    package_data={"unlearn_trainer": ["presets/*.json", "evaluation/modules/*/*.py"]},
+    entry_points={"console_scripts": ["unlearn-trainer=run_unlearn:main"]},
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17,<6",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "accelerate>=1.10",
+        "safetensors>=0.5",
+        "tokenizers",
+        "numpy",
+        "tqdm",
+    ],
+    extras_require={
+        **EXTRAS,
+        "dev": ["pytest>=9", "pytest-timeout", "hypothesis", "ruff>=0.14", *EXTRAS["plots"], *EXTRAS["sentencepiece"]],
+    },
+)

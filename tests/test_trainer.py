@@ -1,0 +1,272 @@
+"""Training through the public interface: equal gradients however a step is split, exact resume, teacher, NaN."""
+
+import json
+
+import pytest
+import torch
+from tiny import LANGUAGES, VOCABULARY, tiny_config, tiny_model, tiny_rows, tiny_trainer
+from transformers import TrainerCallback
+
+from unlearn_trainer.errors import ConfigError, TrainingDiverged
+from unlearn_trainer.trainer import UnlearnTrainer
+
+
+class Stop(Exception):
+    pass
+
+
+class KillAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        # Before the save of this step, as a kill would be.
+        if state.global_step == self.step:
+            raise Stop
+
+
+def state_of(trainer):
+    optimizer = trainer.optimizer.state_dict()["state"]
+    return (
+        {name: p.detach().clone() for name, p in trainer.model.named_parameters()},
+        {f"{i}.{k}": v for i, entry in optimizer.items() for k, v in entry.items()},
+        trainer.language_weights.state()["attributes"],
+    )
+
+
+def assert_identical(first, second):
+    for a, b in zip(first[:2], second[:2], strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert torch.equal(a[name], b[name]), name
+    assert json.dumps(first[2], sort_keys=True) == json.dumps(second[2], sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {"language_sampling": "balanced"},
+        {"language_sampling": "random"},
+        {"schedule": "alternate", "language_sampling": "random"},
+        {"schedule": "alternate", "gradient_accumulation_steps": 2, "distill_weighting": "language"},
+    ],
+    ids=lambda s: "-".join(map(str, s.values())),
+)
+def test_a_killed_and_resumed_run_is_bit_identical(sampling, tmp_path):
+    settings = {
+        "method": "lingtea",
+        "forget_weighting": "target",
+        "forget_target": "0.1",
+        "retain_weighting": "primal_dual",
+        "stop_when_forgotten": False,
+        "max_steps": 20,
+        "save_strategy": "steps",
+        "save_steps": 10,
+        "eval_strategy": "steps",
+        "eval_steps": 7,
+        "weight_update_steps": 4,  # the save at 10 falls inside a window
+        "learning_rate": 3e-3,
+        "per_device_train_batch_size": 2,
+        "max_retain_perplexity_ratio": 1e9,
+        **sampling,
+    }
+
+    def memorized():
+        model = tiny_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        rows = tiny_rows(seed=0)
+        for _ in range(15):
+            for row in rows:
+                model(input_ids=torch.tensor([row["input_ids"]]), labels=torch.tensor([row["labels"]])).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model
+
+    start = memorized()
+
+    def fresh():
+        model = tiny_model()
+        model.load_state_dict(start.state_dict())
+        return model
+
+    whole = tiny_trainer(tmp_path / "whole", fresh(), **settings)
+    whole.train()
+    killed = tiny_trainer(tmp_path / "killed", fresh(), **settings)
+    killed.add_callback(KillAt(13))
+    with pytest.raises(Stop):
+        killed.train()
+    resumed = tiny_trainer(tmp_path / "killed", fresh(), **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "killed" / "checkpoint-10"))
+    assert_identical(state_of(whole), state_of(resumed))
+    weights = whole.language_weights
+    assert weights.figures_at_start is not None
+    assert len({json.dumps(entry["forget"]) for entry in weights.history}) > 1
+
+
+@pytest.mark.parametrize("method", ["lingtea", "gradient_ascent", "grad_diff", "kl", "memorize"])
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_any_split_of_a_step_gives_the_same_loss_and_gradient(method, schedule, tmp_path):
+    found = []
+    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+        trainer = tiny_trainer(
+            tmp_path / f"{batch}",
+            tiny_model(dtype=torch.float64),
+            method=method,
+            schedule=schedule,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=3,
+            learning_rate=1e-2,
+            optim="sgd",  # Adam would blow the rounding of gradients near zero up to full steps
+            max_grad_norm=1e9,
+            max_retain_perplexity_ratio=1e9,
+        )
+        trainer.train()
+        logs = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "grad_norm" in log]
+        found.append((logs, dict(trainer.model.named_parameters())))
+    for logs, parameters in found[1:]:
+        torch.testing.assert_close(torch.tensor(logs), torch.tensor(found[0][0]), rtol=1e-6, atol=0)
+        for name, parameter in parameters.items():
+            torch.testing.assert_close(parameter, found[0][1][name], rtol=1e-7, atol=1e-9)
+
+
+def test_released_alignment_does_not_depend_on_the_split_either(tmp_path):
+    losses = []
+    for batch, accumulation in ((4, 1), (1, 4)):
+        trainer = tiny_trainer(
+            tmp_path / f"{batch}",
+            tiny_model(dtype=torch.float64),
+            lingtea_alignment="released",
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+        )
+        trainer.train()
+        losses.append([log["loss"] for log in trainer.state.log_history if "loss" in log])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9)
+
+
+def naive_step(model, teacher, batch, u, r):
+    """LingTea on padded logits, autograd all the way: one forget mean and one retain mean."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+    with torch.no_grad():
+        t = (
+            teacher(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            .logits[:, :-1]
+            .log_softmax(-1)
+        )
+    labels = batch["labels"][:, 1:]
+    mask = labels != -100
+    y = labels.clamp(min=0)[..., None]
+    s, q = -logits.gather(-1, y)[..., 0], t.gather(-1, y)[..., 0].exp()
+    kl = (t.exp() * (t - logits)).sum(-1)
+    forget = (mask & batch["is_forget"][:, None]).double()
+    retain = (mask & ~batch["is_forget"][:, None]).double()
+    u, r = (torch.tensor(w, dtype=torch.float64)[batch["language"]][:, None] for w in (u, r))
+    return -(u * s * forget).sum() / forget.sum() + (r * (q * kl + (1 - q) * s) * retain).sum() / retain.sum()
+
+
+def test_compute_loss_equals_the_formula_with_language_weights(tmp_path):
+    teacher = tiny_model(seed=5, dtype=torch.float64)
+    model = tiny_model(dtype=torch.float64)
+    rows = tiny_rows(seed=0), tiny_rows(seed=1)
+    trainer = UnlearnTrainer(model, tiny_config(tmp_path), *rows, languages=LANGUAGES, teacher=teacher)
+    weights = trainer.language_weights
+    weights.forget, weights.retain = [0.5, 2.0, 0.0], [1.5, 0.3, 1.0]
+    batch = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    expected = naive_step(model, teacher, batch, weights.forget, weights.retain)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-10)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-8, atol=1e-12)
+
+
+def test_the_teacher_is_absent_when_no_objective_asks_and_sees_only_its_rows(tmp_path):
+    assert tiny_trainer(tmp_path, method="grad_diff").teacher is None
+    trainer = tiny_trainer(tmp_path, method="lingtea", per_device_train_batch_size=3, max_steps=1)
+    seen = []
+    trainer.teacher.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    before = {name: p.clone() for name, p in trainer.teacher.model.named_parameters()}
+    trainer.train()
+    assert seen == [3]
+    for name, parameter in trainer.teacher.model.named_parameters():
+        assert torch.equal(parameter, before[name]) and not parameter.requires_grad
+
+
+def test_a_nan_loss_stops_before_the_weights_and_names_step_and_language(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=5, learning_rate=1e-3)
+
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                self.kept = {n: p.clone() for n, p in trainer.model.named_parameters()}
+                trainer.model.model.embed_tokens.weight.data[:] = float("nan")
+
+    trainer.add_callback(Poison)
+    with pytest.raises(TrainingDiverged, match=r"optimizer step 3, language en, sw, zh"):
+        trainer.train()
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(tmp_path):
+    teacher = tiny_model(vocab_size=VOCABULARY + 8)
+    with pytest.raises(ConfigError, match="vocabulary"):
+        UnlearnTrainer(
+            tiny_model(), tiny_config(tmp_path), tiny_rows(), tiny_rows(seed=1), languages=LANGUAGES, teacher=teacher
+        )
+
+
+def test_missing_rows_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="retain_file"):
+        UnlearnTrainer(tiny_model(), tiny_config(tmp_path), tiny_rows(), None, languages=LANGUAGES)
+
+
+def test_evaluation_keys_best_model_and_early_stop(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        forget_target="0.0",
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        learning_rate=1e-3,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    for key in (
+        "eval_forget_sw_memorization_accuracy",
+        "eval_forget_memorization_accuracy",
+        "eval_forget_worst_extraction_strength",
+        "eval_valid_zh_perplexity",
+        "eval_retain_worst_loss",
+        "eval_loss",
+        "eval_unlearning_score",
+    ):
+        assert key in metrics
+    assert trainer.state.best_model_checkpoint is not None
+    assert metrics["eval_forget_worst_loss"] == min(metrics[f"eval_forget_{code}_loss"] for code in LANGUAGES)
+    assert metrics["eval_valid_worst_loss"] == max(metrics[f"eval_valid_{code}_loss"] for code in LANGUAGES)
+    assert metrics["eval_loss"] == metrics["eval_valid_loss"]
+
+
+def test_memorization_accuracy_is_what_greedy_generation_gives(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    rows = tiny_rows(seed=0)
+    found = trainer.measure()["forget"]
+    shares = {code: [] for code in LANGUAGES}
+    for row in rows:
+        ids, hits = torch.tensor([row["input_ids"]]), []
+        for position, label in enumerate(row["labels"]):
+            if label != -100:
+                out = trainer.model.generate(ids[:, :position], max_new_tokens=1, do_sample=False, eos_token_id=-1)
+                hits.append(out[0, position].item() == label)
+        shares[LANGUAGES[row["language"]]].append(sum(hits) / len(hits))
+    for code, values in shares.items():
+        assert found[code]["memorization_accuracy"] == pytest.approx(sum(values) / len(values), abs=1e-12)

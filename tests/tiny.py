@@ -1,0 +1,92 @@
+"""Tiny real models of many architectures, made from configs."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCABULARY = 211
+_LLAMA_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+# What each adds to the plain case: a soft cap, a scale, a divisor, a bias, tied weights, other names for the parts.
+CONFIGS = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "gemma2": {"final_logit_softcapping": 30.0, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"final_logit_softcapping": None, "query_pre_attn_scalar": 8, "sliding_window": 16},
+    "cohere": {"logit_scale": 0.0625},
+    "granite": {"logits_scaling": 8.0},
+    "phi": {"num_key_value_heads": 4},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},
+    "bloom": {"n_layer": 2, "n_head": 4},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 16},
+    "gpt_neox": {},
+    "xglm": {"d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_state": 8, "lm_head_multiplier": 0.5},
+}
+
+
+def tiny_model(kind: str = "llama", seed: int = 0, dtype=torch.float32, **changes):
+    """A randomly initialised causal LM with logits spread enough for soft caps and KL to matter."""
+    torch.manual_seed(seed)
+    settings = {**_LLAMA_LIKE, **CONFIGS.get(kind, {}), **changes}
+    config = AutoConfig.for_model(kind.removesuffix("-tied"), **settings)
+    for name in ("attention_dropout", "hidden_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+LANGUAGES = ["en", "sw", "zh"]
+
+
+def tiny_rows(items: int = 6, seed: int = 0, languages=LANGUAGES, vocabulary: int = VOCABULARY):
+    """A tokenized split of random rows in every language, cloze-like: the last half of each row is labelled."""
+    from datasets import Dataset
+
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for item in range(items):
+        for language in range(len(languages)):
+            length = int(torch.randint(6, 14, (1,), generator=generator))
+            ids = torch.randint(3, vocabulary, (length,), generator=generator).tolist()
+            labels = [-100] * (length // 2) + ids[length // 2 :]
+            rows.append({"input_ids": ids, "labels": labels, "language": language, "item": item})
+    return Dataset.from_list(rows)
+
+
+def tiny_config(folder, **settings):
+    """An ``UnlearnConfig`` for the CPU that writes and prints nothing it was not asked to."""
+    from unlearn_trainer.arguments import UnlearnConfig
+
+    quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "logging_steps": 1}
+    return UnlearnConfig(output_dir=str(folder), **{**quiet, **settings})
+
+
+def tiny_trainer(folder, model=None, splits=("forget", "retain", "valid"), **settings):
+    """An ``UnlearnTrainer`` on :func:`tiny_rows`; forget and retain rows differ, valid is measured too."""
+    from unlearn_trainer.trainer import UnlearnTrainer
+
+    rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(splits)}
+    return UnlearnTrainer(
+        model if model is not None else tiny_model(),
+        tiny_config(folder, **settings),
+        rows["forget"],
+        rows["retain"],
+        languages=LANGUAGES,
+        eval_dataset=rows,
+    )

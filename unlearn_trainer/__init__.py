@@ -1,0 +1,1 @@
+"""Multilingual machine unlearning around the Hugging Face Trainer."""

@@ -1,0 +1,268 @@
+"""Every flag of a run, with its default and the combinations that are refused."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from .errors import ConfigError
+from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+
+OBJECTIVE_CHOICES = {
+    "method": list(METHODS),
+    "forget_objective": list(dict.fromkeys(["none", *FORGET_OBJECTIVES])),
+    "retain_objective": list(dict.fromkeys(["none", *RETAIN_OBJECTIVES])),
+}
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean <the nearest choice>?`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _flag(default, help: str):
+    return field(default=default, metadata={"help": help})
+
+
+def _split_commas(values: list[str] | None) -> list[str] | None:
+    """`["en,fr", "sw"]` -> `["en", "fr", "sw"]`."""
+    return values and [part.strip() for value in values for part in value.split(",") if part.strip()]
+
+
+def _check(is_valid: bool, message: str) -> None:
+    if not is_valid:
+        raise ConfigError(message)
+
+
+@dataclass
+class ModelArguments:
+    """Which model is unlearned, and how it is loaded."""
+
+    model_name_or_path: str | None = _flag(None, "Folder or Hub name of a causal language model, or `synthetic`.")
+    gguf_file: str | None = _flag(None, "File name of a GGUF checkpoint inside the model's folder or repository.")
+    tokenizer_name: str | None = _flag(None, "Folder or Hub name of the tokenizer; by default the model's own.")
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = _flag(
+        "float32", "Type the weights are held in; `auto` takes the checkpoint's. `--bf16` computes in bfloat16 anyhow."
+    )
+    attn_implementation: str | None = _flag(None, "Attention kernel, such as `sdpa`, `eager` or `flash_attention_2`.")
+    revision: str | None = _flag(None, "Branch, tag or commit of the model on the Hub.")
+    use_peft: bool = _flag(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = _flag(16, "Rank of the adapter.")
+    lora_alpha: int = _flag(32, "The adapter's output is scaled by lora_alpha / lora_r.")
+    lora_target_modules: list[str] | None = _flag(None, "Modules that get an adapter; by default all linear layers.")
+
+    def __post_init__(self):
+        self.lora_target_modules = _split_commas(self.lora_target_modules)
+        _check(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
+        _check(self.lora_r >= 1, f"--lora_r must be at least 1, not {self.lora_r}")
+
+
+@dataclass
+class DataArguments:
+    """Which texts are forgotten, kept and measured."""
+
+    data_dir: str | None = _flag(None, "Folder or Hub name with splits forget, retain, valid, test; or `synthetic`.")
+    forget_file: str | None = _flag(None, "JSONL file of the texts or facts to forget.")
+    retain_file: str | None = _flag(None, "JSONL file of the texts or facts to keep.")
+    valid_file: str | None = _flag(None, "JSONL file of never-seen rows; gives the targets of forgetting.")
+    test_file: str | None = _flag(None, "JSONL file of rows for the final figures only.")
+    languages: list[str] | None = _flag(None, "Languages to train on, with spaces or commas; by default all.")
+    heldout_languages: list[str] | None = _flag(None, "Languages that are evaluated and never trained on.")
+    max_seq_length: int = _flag(256, "Longer rows are cut to this number of tokens.")
+    max_train_samples: int | None = _flag(None, "Use only this number of items of the forget and the retain split.")
+    max_eval_samples: int | None = _flag(None, "Use only this number of items of the valid split.")
+    max_predict_samples: int | None = _flag(None, "Use only this number of items of the test split.")
+
+    def __post_init__(self):
+        self.languages = _split_commas(self.languages)
+        self.heldout_languages = _split_commas(self.heldout_languages) or []
+        _check(
+            bool(self.data_dir or self.forget_file or self.retain_file),
+            "no data: give --data_dir, a folder or a Hub name, or --forget_file and --retain_file",
+        )
+        for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
+        _check(self.max_seq_length >= 2, f"--max_seq_length must be at least 2, not {self.max_seq_length}")
+        named = [*(self.languages or []), *self.heldout_languages]
+        twice = sorted({language for language in named if named.count(language) > 1})
+        _check(not twice, f"--languages and --heldout_languages name {', '.join(twice)} more than once")
+
+
+@dataclass
+class StageArguments:
+    """What a run does before and after the method."""
+
+    memorize_first: bool = _flag(False, "First train on forget and retain, so that there is something to forget.")
+    memorize_epochs: float = _flag(10.0, "Epochs of that training, and of the never-seen model's.")
+    memorize_learning_rate: float = _flag(5e-5, "Learning rate of that training, and of the never-seen model's.")
+    train_never_seen: bool = _flag(False, "Also train a model on retain alone, to compare with.")
+    never_seen_model: str | None = _flag(None, "A finished model that never saw the forget set, to compare with.")
+    audit: bool = _flag(False, "After training, attack the model to find out whether the knowledge is gone.")
+
+
+@dataclass
+class ObjectiveArguments:
+    """What is minimised."""
+
+    method: str = _flag("lingtea", "A named pair of objectives.")
+    forget_objective: str | None = _flag(None, "Replaces the method's objective on forget rows.")
+    retain_objective: str | None = _flag(None, "Replaces the method's objective on retain rows.")
+    forget_coef: float = _flag(1.0, "Factor of the forget objective.")
+    retain_coef: float = _flag(1.0, "Factor of the retain objective.")
+    schedule: Literal["joint", "alternate"] = _flag(
+        "joint", "`joint`: forget and retain rows in every batch; `alternate`: a pass over one, then over the other."
+    )
+    language_sampling: Literal["balanced", "random", "all"] = _flag(
+        "balanced",
+        "Language of an item: `balanced` shows each once in as many epochs as there are, `random` draws one an epoch, "
+        "`all` shows every one every epoch.",
+    )
+    distill_temperature: float = _flag(1.0, "Temperature of the distillation from the teacher.")
+    distill_weighting: Literal["token", "language", "constant"] = _flag(
+        "token", "LingTea's weight of the teacher: its probability of the token, that averaged per language, or fixed."
+    )
+    distill_constant: float = _flag(0.5, "The weight with `--distill_weighting constant`, 0 to 1.")
+    lingtea_alignment: Literal["paper", "released"] = _flag(
+        "paper", "`released` repeats the step of the code released with the paper, which differs from its formula."
+    )
+    teacher: Literal["auto", "resident", "adapter", "cached"] = _flag(
+        "auto", "Where the frozen original model lives; `auto` is the cheapest way that is exact."
+    )
+
+
+@dataclass
+class WeightArguments:
+    """How much each language counts, and when the training ends."""
+
+    forget_weighting: Literal["uniform", "target"] = _flag(
+        "uniform", "`target` weighs languages by how far each still is from its target, and rests those that arrived."
+    )
+    retain_weighting: Literal["uniform", "primal_dual"] = _flag(
+        "uniform", "`primal_dual` raises the weight of a language whose retain perplexity grows."
+    )
+    forget_metric: Literal["memorization_accuracy", "extraction_strength"] = _flag(
+        "memorization_accuracy", "What the target of forgetting is measured in."
+    )
+    forget_target: str = _flag("auto", "Target for all languages, 0 to 1; `auto` measures it on never-seen rows.")
+    weight_update_steps: int = _flag(10, "Optimizer steps between updates of the language weights.")
+    retain_eta: float = _flag(1.0, "Step size of `primal_dual`.")
+    retain_epsilon: float = _flag(0.0, "Rise of the log perplexity that `primal_dual` lets pass.")
+    retain_weight_min: float = _flag(0.1, "Lower bound of a retain weight.")
+    retain_weight_max: float = _flag(10.0, "Upper bound of a retain weight.")
+    stop_when_forgotten: bool | None = _flag(
+        None, "Stop once all languages are at their targets and the score rises no more; by default with `target`."
+    )
+    patience: int = _flag(3, "Evaluations without a better score before `stop_when_forgotten` ends the training.")
+    max_retain_perplexity_ratio: float | None = _flag(
+        10.0, "Stop when a language's retain perplexity is more than this many times that of the start."
+    )
+
+
+@dataclass
+class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, TrainingArguments):
+    """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
+
+    After construction `forget_objective` and `retain_objective` are never `None`, `forget_target` is a float or
+    `"auto"`, and `stop_when_forgotten` is a bool. `dataclasses.replace` keeps these resolved values: to change the
+    method of an existing config set both objectives to `None` as well.
+
+    Raises:
+        ConfigError: a value out of range or a combination without meaning; names the flags and the remedy.
+    """
+
+    logging_nan_inf_filter: bool = _flag(False, "Hide NaN and infinite losses from the logs.")
+
+    def __post_init__(self):
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
+        super().__post_init__()
+        self.remove_unused_columns = False  # the collator's columns are not arguments of the model
+        self.restore_callback_states_from_checkpoint = True  # the language weights live in a callback
+        self._resolve_objectives()
+        if self.stop_when_forgotten is None:
+            self.stop_when_forgotten = self.forget_weighting == "target"
+        if self.forget_target != "auto":
+            try:
+                self.forget_target = float(self.forget_target)
+            except ValueError:
+                raise ConfigError(f"--forget_target must be a number or auto, not {self.forget_target}") from None
+        self._check_ranges()
+        self._check_combinations()
+
+    def _resolve_objectives(self) -> None:
+        self._check_choice("method")
+        for name in ("forget_objective", "retain_objective"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(METHODS[self.method], name))
+            self._check_choice(name)
+
+    def _check_choice(self, name: str) -> None:
+        value, choices = getattr(self, name), OBJECTIVE_CHOICES[name]
+        _check(
+            value in choices,
+            f"--{name} {value} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}",
+        )
+
+    def _check_ranges(self) -> None:
+        for name in ("forget_coef", "retain_coef", "retain_eta", "retain_epsilon", "retain_weight_min", "seed"):
+            _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
+        for name in ("distill_temperature", "memorize_epochs", "memorize_learning_rate"):
+            _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
+        for name in ("weight_update_steps", "patience"):
+            _check(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
+        _check(0 <= self.distill_constant <= 1, f"--distill_constant must be 0 to 1, not {self.distill_constant}")
+        _check(
+            self.forget_target == "auto" or 0 <= self.forget_target <= 1,
+            f"--forget_target must be 0 to 1, or auto, not {self.forget_target}",
+        )
+        _check(
+            self.retain_weight_min <= 1 <= self.retain_weight_max,
+            "--retain_weight_min and --retain_weight_max must enclose 1, the weight at the start, not "
+            f"{self.retain_weight_min} and {self.retain_weight_max}",
+        )
+        _check(
+            self.max_retain_perplexity_ratio is None or self.max_retain_perplexity_ratio > 1,
+            f"--max_retain_perplexity_ratio must be above 1, not {self.max_retain_perplexity_ratio}",
+        )
+
+    def _check_combinations(self) -> None:
+        forgets = self.forget_objective != "none" and self.forget_coef > 0
+        retains = self.retain_objective != "none" and self.retain_coef > 0
+        _check(
+            forgets or retains,
+            "nothing to train: --forget_objective or --retain_objective must be other than none, with a coefficient "
+            "above 0",
+        )
+        _check(
+            self.forget_weighting == "uniform" or (forgets and self.forget_objective != "nll"),
+            f"--forget_weighting {self.forget_weighting} needs something to be forgotten, but --forget_objective is "
+            f"{self.forget_objective}; choose --forget_weighting uniform or another objective",
+        )
+        _check(
+            self.retain_weighting == "uniform" or retains,
+            f"--retain_weighting {self.retain_weighting} has nothing to weigh, because --retain_objective is none; "
+            "choose --retain_weighting uniform or a retain objective",
+        )
+        for name, default in (("lingtea_alignment", "paper"), ("distill_weighting", "token")):
+            _check(
+                getattr(self, name) == default or self.retain_objective == "lingtea",
+                f"--{name} {getattr(self, name)} belongs to --retain_objective lingtea, which is "
+                f"{self.retain_objective} here; leave one of the two out",
+            )
+        _check(
+            not (self.memorize_first and self.method == "memorize"),
+            "--memorize_first is a stage before a method, and --method memorize is that stage itself; leave one out",
+        )
+        _check(
+            not (self.train_never_seen and self.never_seen_model),
+            "--train_never_seen and --never_seen_model give the same thing twice; leave one out",
+        )
+        _check(
+            self.n_gpu <= 1,
+            f"this one process sees {self.n_gpu} GPUs: start one process a GPU with `accelerate launch "
+            f"--num_processes {self.n_gpu} run_unlearn.py ...`, or show it a single one with CUDA_VISIBLE_DEVICES=0",
+        )

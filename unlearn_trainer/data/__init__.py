@@ -1,0 +1,20 @@
+"""Data: rows from files or the Hub, checked across splits and tokenized."""
+
+from .checks import check_splits
+from .rows import QA, Cloze, Item, Passage, Text, parse_line, read_jsonl
+from .sources import load_splits
+from .tokenize import TokenizedData, tokenize_splits
+
+__all__ = [
+    "QA",
+    "Cloze",
+    "Item",
+    "Passage",
+    "Text",
+    "TokenizedData",
+    "check_splits",
+    "load_splits",
+    "parse_line",
+    "read_jsonl",
+    "tokenize_splits",
+]

@@ -1,0 +1,89 @@
+"""From tokenized rows to one flat, padded batch that holds forget and retain rows side by side."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+IGNORE_INDEX = -100  # what PyTorch and transformers leave out of a loss
+
+
+class TrainingRows(Dataset):
+    """The forget and the retain split as one dataset, indexed by the `(is_forget, row)` pairs of the sampler.
+
+    Args:
+        forget, retain: tokenized `datasets.Dataset` of each split, or `None` for a split that is not trained on.
+    """
+
+    columns = ("input_ids", "labels", "language")
+
+    def __init__(self, forget, retain):
+        self._splits = {
+            is_forget: split.select_columns(list(self.columns)).with_format(None)
+            for is_forget, split in ((True, forget), (False, retain))
+            if split is not None
+        }
+
+    def __len__(self) -> int:
+        return sum(map(len, self._splits.values()))
+
+    def __getitem__(self, pair: tuple[bool, int]) -> dict:
+        is_forget, row = pair
+        return {**self._splits[is_forget][row], "is_forget": is_forget}
+
+    def __getitems__(self, pairs: list[tuple[bool, int]]) -> list[dict]:
+        """All rows of a batch with one read of each split, which is what `DataLoader` prefers; keeps the order."""
+        rows: list[dict | None] = [None] * len(pairs)
+        for is_forget, split in self._splits.items():
+            places = [place for place, pair in enumerate(pairs) if pair[0] == is_forget]
+            if places:
+                columns = split[[pairs[place][1] for place in places]]
+                for place, *values in zip(places, *(columns[name] for name in self.columns), strict=True):
+                    rows[place] = {**dict(zip(self.columns, values, strict=True)), "is_forget": is_forget}
+        return rows
+
+
+@dataclass(frozen=True)
+class UnlearnCollator:
+    """Pads rows on the right, whatever the tokenizer's own padding side, and puts the forget rows first.
+
+    Which positions are real is read from the lengths alone: many tokenizers pad with their end-of-sequence token.
+
+    Args:
+        pad_token_id: id written at padded positions.
+        pad_to_multiple_of: rounds the width up to a multiple of this, for hardware that is faster so.
+    """
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """Makes a batch of B rows and T positions.
+
+        Args:
+            rows: dicts with `input_ids` and `labels` (equally long lists), `language` and `is_forget`; other keys are
+                left out. An empty list gives one row of one pad token without labels: a rank whose share of a step is
+                empty still takes part in the step's collective operations.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels`: int64 [B, T], labels -100 where there is none;
+            `language`: int64 [B]; `is_forget`: bool [B].
+        """
+        if not rows:
+            rows = [{"input_ids": [self.pad_token_id], "labels": [IGNORE_INDEX], "language": 0, "is_forget": False}]
+        rows = sorted(rows, key=lambda row: not row["is_forget"])
+        lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+        width = int(lengths.max())
+        if self.pad_to_multiple_of:
+            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+        def pad(name: str, value: int) -> torch.Tensor:
+            return torch.tensor([[*row[name], *[value] * (width - len(row[name]))] for row in rows], dtype=torch.long)
+
+        return {
+            "input_ids": pad("input_ids", self.pad_token_id),
+            "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+            "labels": pad("labels", IGNORE_INDEX),
+            "language": torch.tensor([row["language"] for row in rows], dtype=torch.long),
+            "is_forget": torch.tensor([bool(row["is_forget"]) for row in rows]),
+        }

@@ -1,0 +1,352 @@
+"""Rows of text, cloze and question-answer data, parallel over languages; refuses what cannot be used.
+
+The kind of a JSONL line is recognised by its keys:
+
+- text: ``{"en": "...", "sw": "..."}``
+- cloze: ``{"prompt": {"en": "... <mask> ..."}, "answers": {"en": ["..."]}, "candidates": {"en": ["...", "..."]}}``
+- qa: ``{"question": {...}, "answer": {...}}`` and optionally ``paraphrased_answer``, ``perturbed_answer`` (a list a
+  language) and ``paraphrased_question``
+- flat: ``{"text": "...", "language": "sw"}``, optionally with an ``id`` that ties translations together
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import DataError
+
+MASK = "<mask>"
+REQUIRED_KEYS = {
+    "cloze": ("prompt", "answers"),
+    "qa": ("question", "answer"),
+    "flat": ("text", "language"),
+}
+OPTIONAL_KEYS = {
+    "cloze": ("candidates",),
+    "qa": ("paraphrased_answer", "perturbed_answer", "paraphrased_question"),
+    "flat": ("id",),
+}
+LIST_KEYS = ("answers", "candidates", "perturbed_answer")
+A_LANGUAGE_CODE = "a language code such as en, zh-Hans or eng_Latn"
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+
+
+class Passage(NamedTuple):
+    """A complete text, of which the characters ``[start, end)`` of ``span`` carry labels (None: all of it)."""
+
+    text: str
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text, all of which is labelled."""
+
+    text: str
+
+    @property
+    def cue(self) -> None:
+        return None
+
+    @property
+    def target(self) -> Passage:
+        return Passage(self.text)
+
+    def choices(self) -> list[tuple[Passage, bool]]:
+        return []
+
+    def complete(self) -> list[str]:
+        return [self.text]
+
+
+@dataclass(frozen=True)
+class Cloze:
+    """A prompt with one ``<mask>``; the first answer is the one trained on, every answer counts as right."""
+
+    prompt: str
+    answers: tuple[str, ...]
+    candidates: tuple[str, ...] = ()
+
+    @property
+    def cue(self) -> str:
+        return self.prompt
+
+    @property
+    def target(self) -> Passage:
+        return self.fill(self.answers[0])
+
+    def fill(self, answer: str) -> Passage:
+        before, _, after = self.prompt.partition(MASK)
+        return Passage(before + answer + after, (len(before), len(before) + len(answer)))
+
+    def choices(self) -> list[tuple[Passage, bool]]:
+        """The whole sentence with each candidate filled in, and whether the candidate is right."""
+        return [(self.fill(candidate), candidate in self.answers) for candidate in self.candidates]
+
+    def complete(self) -> list[str]:
+        return [self.fill(answer).text for answer in self.answers]
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question and its answer, joined by one space.
+
+    A space, because SentencePiece vocabularies turn a newline into one anyway: so all tokenizers see the same text.
+    """
+
+    question: str
+    answer: str
+    paraphrased_answer: str | None = None
+    perturbed_answer: tuple[str, ...] = ()
+    paraphrased_question: str | None = None
+
+    @property
+    def cue(self) -> str:
+        return self.question
+
+    @property
+    def target(self) -> Passage:
+        return self.fill(self.answer)
+
+    def fill(self, answer: str) -> Passage:
+        text = f"{self.question} {answer}"
+        return Passage(text, (len(self.question) + 1, len(text)))
+
+    def choices(self) -> list[tuple[Passage, bool]]:
+        """The right and the perturbed answers after the question; empty when there is nothing wrong to compare with.
+
+        The right one is the paraphrased answer, or the answer itself where no paraphrase exists (TOFU's real authors).
+        """
+        if not self.perturbed_answer:
+            return []
+        right = (self.fill(self.paraphrased_answer or self.answer), True)
+        return [right, *((self.fill(answer), False) for answer in self.perturbed_answer)]
+
+    def complete(self) -> list[str]:
+        return [self.target.text]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One fact or text in the languages it exists in.
+
+    Args:
+        kind: ``text``, ``cloze`` or ``qa``.
+        source: ``file:line`` (of its first line, where flat lines were merged).
+        content: language to :class:`Text`, :class:`Cloze` or :class:`QA`; in the order of the file.
+        id: the ``id`` of flat lines.
+        sources: language to ``file:line``, where it differs from ``source``.
+    """
+
+    kind: str
+    source: str
+    content: Mapping[str, Text | Cloze | QA]
+    id: str | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def where(self, language: str) -> str:
+        """``file:line`` of this item in ``language``."""
+        return self.sources.get(language, self.source)
+
+
+def read_jsonl(path: str | Path) -> list[Item]:
+    """Items of a JSONL file in file order; flat lines with the same id are merged into the first of them.
+
+    Raises:
+        DataError: the file cannot be read or a line cannot be used; names file, line, language and the remedy.
+    """
+    try:
+        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    return merge_flat(
+        parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
+    )
+
+
+def parse_line(line: str | bytes, source: str) -> Item:
+    """The item of one JSONL line; ``source`` (``file:line``) starts the message of every error.
+
+    Raises:
+        DataError: broken JSON, or a row that :func:`parse_row` refuses.
+    """
+    try:
+        text = line.decode("utf-8") if isinstance(line, bytes) else line
+        row = json.loads(text, object_pairs_hook=_object_without_repeated_keys)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{source}: not valid UTF-8 (byte {error.start + 1}); save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{source}: broken JSON at column {error.colno} ({error.msg}); one line must hold one whole JSON object"
+        ) from error
+    except _RepeatedKey as error:
+        raise DataError(f"{source}: the key {error.args[0]!r} occurs twice in one object; keep one") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        raise DataError(f"{source}: broken JSON ({error}); one line must hold one whole JSON object") from error
+    return parse_row(row, source)
+
+
+def parse_row(row: Any, source: str) -> Item:
+    """The item of one decoded row; a flat row becomes a text item with one language.
+
+    Raises:
+        DataError: unknown or missing keys, wrong types, empty text, an answer that is not among its candidates, not
+            exactly one ``<mask>``, a language that only some fields have.
+    """
+    if not isinstance(row, dict) or not row:
+        raise DataError(f"{source}: a row must be a JSON object with keys, not {shorten(row)}")
+    kind = _kind(row)
+    if kind == "text":
+        return Item("text", source, {_language(k, source): Text(_text(v, "text", source, k)) for k, v in row.items()})
+    known = REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]
+    for key in row:
+        if key not in known:
+            raise DataError(f"{source}: unknown key {key!r} in a {kind} row{_nearest(key, known)}")
+    for key in REQUIRED_KEYS[kind]:
+        if key not in row:
+            raise DataError(f"{source}: a {kind} row needs the key {key!r}")
+    if kind == "flat":
+        language = _language(_text(row["language"], "'language'", source), source)
+        content = {language: Text(_text(row["text"], "'text'", source, language))}
+        return Item("text", source, content, _identifier(row, source))
+    columns = {key: _column(key, row[key], source) for key in known if key in row}
+    _same_languages(columns, source)
+    build = Cloze if kind == "cloze" else QA
+    languages = columns[known[0]]
+    content = {language: build(**{key: column[language] for key, column in columns.items()}) for language in languages}
+    if kind == "cloze":
+        for language, cloze in content.items():
+            _check_cloze(cloze, f"{source}: language {language!r}")
+    return Item(kind, source, content)
+
+
+def merge_flat(items: Iterable[Item]) -> list[Item]:
+    """Merge text items that share an id (flat rows) into the first of them; keeps the order of the rest.
+
+    Raises:
+        DataError: an id occurs twice in one language.
+    """
+    merged: list[Item] = []
+    position: dict[str, int] = {}
+    for item in items:
+        if item.id is None:
+            merged.append(item)
+        elif item.id not in position:
+            position[item.id] = len(merged)
+            merged.append(replace(item, sources=dict.fromkeys(item.content, item.source)))
+        else:
+            first = merged[position[item.id]]
+            for language in item.content:
+                if language in first.content:
+                    raise DataError(
+                        f"{item.source}: id {item.id!r} already has a text in {language!r} ({first.where(language)}); "
+                        "give every text its own id, or leave the id out"
+                    )
+            merged[position[item.id]] = replace(
+                first,
+                content={**first.content, **item.content},
+                sources={**first.sources, **dict.fromkeys(item.content, item.source)},
+            )
+    return merged
+
+
+class _RepeatedKey(Exception):
+    pass
+
+
+def _object_without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKey(next(key for key, _ in pairs if key in seen or seen.add(key)))
+    return row
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    # "id" alone says nothing: it is also the code of Indonesian.
+    hits = {kind: len({*REQUIRED_KEYS[kind], *OPTIONAL_KEYS[kind]} & row.keys() - {"id"}) for kind in REQUIRED_KEYS}
+    best = max(hits, key=hits.__getitem__)
+    return best if hits[best] else "text"
+
+
+def _language(code: str, source: str) -> str:
+    if not LANGUAGE_CODE.fullmatch(code):
+        known = [key for kind in REQUIRED_KEYS for key in REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]]
+        raise DataError(f"{source}: {code!r} is neither a known key nor {A_LANGUAGE_CODE}{_nearest(code, known)}")
+    return code
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+
+
+def _identifier(row: Mapping[str, Any], source: str) -> str | None:
+    if "id" not in row:
+        return None
+    value = row["id"]
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise DataError(f"{source}: 'id' must be a string or an integer, not {shorten(value)}")
+    return str(value)
+
+
+def _text(value: Any, name: str, source: str, language: str | None = None) -> str:
+    place = f"{source}: language {language!r}: {name}" if language else f"{source}: {name}"
+    if not isinstance(value, str):
+        hint = "; leave out a language that an item lacks" if value is None else ""
+        raise DataError(f"{place} must be a string, not {shorten(value)}{hint}")
+    if not value.strip():
+        raise DataError(f"{place} is empty; write the text, or leave the language out of the row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} holds half of a surrogate pair; write the character itself") from error
+    return value
+
+
+def _column(key: str, column: Any, source: str) -> dict[str, Any]:
+    """One field of a cloze or qa row: language to a string, or to a tuple of strings without repetitions."""
+    if not isinstance(column, dict) or not column:
+        raise DataError(f"{source}: {key!r} must be an object from language codes to values, not {shorten(column)}")
+    parsed = {}
+    for language, value in column.items():
+        if not LANGUAGE_CODE.fullmatch(language):
+            raise DataError(f"{source}: {language!r} in {key!r} is not {A_LANGUAGE_CODE}")
+        if key not in LIST_KEYS:
+            parsed[language] = _text(value, repr(key), source, language)
+        elif not isinstance(value, list) or not value:
+            raise DataError(
+                f"{source}: language {language!r}: {key!r} must be a list of one string or more, not {shorten(value)}"
+            )
+        else:
+            parsed[language] = tuple(dict.fromkeys(_text(each, repr(key), source, language) for each in value))
+    return parsed
+
+
+def _same_languages(columns: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    for first, languages in columns.items():
+        for second, others in columns.items():
+            for language in languages:
+                if language not in others:
+                    raise DataError(
+                        f"{source}: language {language!r} is in {first!r} but not in {second!r}; "
+                        "add it there, or leave the language out of the whole row"
+                    )
+
+
+def _check_cloze(cloze: Cloze, place: str) -> None:
+    count = cloze.prompt.count(MASK)
+    if count != 1:
+        raise DataError(f"{place}: 'prompt' has {count or 'no'} {MASK}; write exactly one, where the answer goes")
+    for answer in cloze.answers:
+        if cloze.candidates and answer not in cloze.candidates:
+            raise DataError(f"{place}: the answer {shorten(answer)} is not among its candidates; add it to them")
+
+
+def shorten(value: Any) -> str:
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 80 else shown[:77] + "..."

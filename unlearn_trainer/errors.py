@@ -1,0 +1,17 @@
+"""Errors a user can mend. Each message names the file, line, language or flag, and the remedy."""
+
+
+class UnlearnError(ValueError):
+    """Base of every error caused by the caller's input; the command line ends with exit code 2 on it."""
+
+
+class DataError(UnlearnError):
+    """A row, file or split that cannot be used; the message starts with ``file:line``."""
+
+
+class ConfigError(UnlearnError):
+    """A flag, a JSON key or a combination of them that cannot be used."""
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss became NaN or infinite; names the optimizer step and the languages it came from."""

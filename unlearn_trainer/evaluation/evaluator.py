@@ -1,0 +1,290 @@
+"""All metrics of all languages in one teacher-forced pass over the rows.
+
+Every row lies on exactly one process. Its figures go into one table of all rows, reduced once at the end and
+aggregated in a fixed order, so the figures do not depend on how many processes there were.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from datasets import Dataset
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..lm_head import Segment, TokenStatistics
+from . import metrics
+
+# Figures of one sequence, in the order of the table's columns.
+COLUMNS = (
+    "tokens",
+    "nll",
+    "token_probability",
+    "memorization_accuracy",
+    "extraction_strength",
+    "probability",
+    "min_k",
+    "min_k_plus_plus",
+    "sentence_tokens",
+    "sentence_nll",
+    "last_nll",
+)
+ROW_METRICS = ("memorization_accuracy", "extraction_strength", "probability", "min_k", "min_k_plus_plus")
+# Metrics that fall as a text is known better; all others rise.
+FALLS_WITH_KNOWLEDGE = {"loss", "perplexity", "min_k", "min_k_plus_plus", "sentence_perplexity"}
+# The paper leaves the sentence's last token (its full stop) out of the probing score, except in Chinese.
+SCORED_TO_THE_END = {"zh"}
+
+
+def row_figures(statistics: TokenStatistics, rows: torch.Tensor, num_rows: int, min_k_ratio: float = 0.2) -> dict:
+    """Per-row figures from the statistics of labelled tokens.
+
+    Args:
+        statistics: with ``nll`` and ``hit``; the moments of log p add Min-K++.
+        rows: [tokens] sorted row index of each token.
+        num_rows: number of rows; those without tokens get zeros.
+        min_k_ratio: share of the least likely tokens in Min-K and Min-K++.
+
+    Returns:
+        dict of float tensors [num_rows].
+    """
+    nll = statistics.nll
+    sums = nll.new_zeros(3, num_rows)
+    sums[0].index_add_(0, rows, torch.ones_like(nll))
+    sums[1].index_add_(0, rows, nll)
+    sums[2].index_add_(0, rows, torch.exp(-nll))
+    figures = {
+        "tokens": sums[0],
+        "nll": sums[1],
+        "token_probability": sums[2],
+        "memorization_accuracy": metrics.memorization_accuracy(statistics.hit, rows, num_rows),
+        "extraction_strength": metrics.extraction_strength(statistics.hit, rows, num_rows),
+        "probability": metrics.probability(nll, rows, num_rows),
+    }
+    if statistics.log_prob_mean is not None:
+        moments = statistics.log_prob_mean, statistics.log_prob_std
+        figures["min_k"] = metrics.min_k(nll, rows, num_rows, min_k_ratio)
+        figures["min_k_plus_plus"] = metrics.min_k_plus_plus(nll, *moments, rows, num_rows, min_k_ratio)
+    return figures
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sequence:
+    """One forward: a row (``candidate`` -1) or one of its candidates."""
+
+    split: str
+    row: int
+    language: int
+    candidate: int
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+
+
+class MultilingualEvaluator:
+    """Evaluates a causal language model, split by split and language by language.
+
+    Args:
+        languages: codes that the rows' ``language`` column indexes, trained languages first.
+        num_trained: how many of them are trained; means and worst cases are taken over these.
+        pad_token_id: fills short rows; masked, never judged.
+        batch_size: sequences a forward and process.
+        show_progress: draw a progress bar on the main process.
+    """
+
+    def __init__(
+        self,
+        languages: Sequence[str],
+        num_trained: int,
+        pad_token_id: int,
+        batch_size: int,
+        show_progress: bool = True,
+    ):
+        self.languages, self.num_trained = list(languages), num_trained
+        self.pad_token_id, self.batch_size, self.show_progress = pad_token_id, batch_size, show_progress
+
+    def __call__(
+        self,
+        model: nn.Module,
+        datasets: Mapping[str, Dataset],
+        device: torch.device,
+        heldout: bool = True,
+        probing: bool = True,
+        description: str = "evaluating",
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Figures ``{split: {language: {metric: number, "rows": n, "tokens": n}}}``; call it on every process.
+
+        Args:
+            model: with an attached vocabulary head; put in eval mode for the duration.
+            datasets: tokenized rows of each split.
+            device: where the batches go.
+            heldout: include the languages that are not trained.
+            probing: score the candidates of cloze and qa rows.
+            description: label of the progress bar.
+        """
+        count = len(self.languages) if heldout else self.num_trained
+        sequences = list(self._sequences(datasets, count, probing))
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        table = self._run(model, sequences, batches, device, description)
+        return self._aggregate(datasets, sequences, table)
+
+    def _sequences(self, datasets, num_languages, probing):
+        for split, dataset in datasets.items():
+            columns = ["input_ids", "labels", "language"]
+            with_candidates = probing and "candidate_input_ids" in dataset.column_names
+            if with_candidates:
+                columns += ["candidate_input_ids", "candidate_labels"]
+            for row, values in enumerate(dataset.select_columns(columns).with_format(None)):
+                if values["language"] >= num_languages:
+                    continue
+                yield _Sequence(split, row, values["language"], -1, values["input_ids"], values["labels"])
+                if with_candidates:
+                    pairs = zip(values["candidate_input_ids"], values["candidate_labels"], strict=True)
+                    for index, (ids, labels) in enumerate(pairs):
+                        yield _Sequence(split, row, values["language"], index, ids, labels)
+
+    @torch.no_grad()
+    def _run(self, model, sequences, batches, device, description):
+        state = PartialState()
+        table = torch.zeros(len(sequences), len(COLUMNS), dtype=torch.float64)
+        # Every process runs equally many forwards, or sharded weights could not be gathered: spare ones are idle.
+        rounds = math.ceil(len(batches) / state.num_processes)
+        training = model.training
+        model.eval()
+        bar = tqdm(
+            total=rounds, desc=description, disable=not (self.show_progress and state.is_main_process), leave=False
+        )
+        for index in range(rounds):
+            mine = index * state.num_processes + state.process_index
+            batch = batches[mine] if mine < len(batches) else batches[0][-1:]
+            figures = self._forward(model, [sequences[i] for i in batch], device)
+            if mine < len(batches):
+                table[batch] = figures
+            bar.update()
+        bar.close()
+        model.train(training)
+        if state.num_processes > 1:
+            table = reduce(table.to(device), reduction="sum").cpu()
+        return table.numpy()
+
+    def _forward(self, model, batch, device):
+        """Table rows [batch, columns] of some sequences."""
+        length = max(len(sequence.input_ids) for sequence in batch)
+        ids = torch.full((len(batch), length), self.pad_token_id)
+        mask = torch.zeros_like(ids)
+        labelled = torch.zeros(len(batch), length, dtype=torch.bool)
+        whole = torch.zeros(len(batch), length, dtype=torch.bool)
+        for i, sequence in enumerate(batch):
+            n = len(sequence.input_ids)
+            ids[i, :n] = torch.tensor(sequence.input_ids)
+            mask[i, :n] = 1
+            labelled[i, 1:n] = torch.tensor(sequence.labels[1:]) != -100
+            # A candidate's whole sentence is scored, a row's labels only.
+            whole[i, 1:n] = sequence.candidate >= 0
+        rows, columns = (labelled | whole).nonzero(as_tuple=True)
+        segment = Segment(
+            positions=(rows * length + columns - 1).to(device),
+            targets=ids[rows, columns].to(device),
+            needs=frozenset({"nll", "log_prob_moments"}),
+        )
+        model(input_ids=ids.to(device), attention_mask=mask.to(device), segments=[segment])
+        found = {k: v.cpu() for k, v in vars(segment.statistics).items() if v is not None}
+        chosen = labelled[rows, columns]
+        figures = row_figures(
+            TokenStatistics(**{k: v[chosen].double() for k, v in found.items()}), rows[chosen], len(batch)
+        )
+        in_sentence, nll = whole[rows, columns], found["nll"].double()
+        figures["sentence_tokens"] = whole.sum(1)
+        figures["sentence_nll"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(
+            0, rows[in_sentence], nll[in_sentence]
+        )
+        last = in_sentence & (columns == mask.sum(1)[rows] - 1)
+        figures["last_nll"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows[last], nll[last])
+        return torch.stack([figures[name].double() for name in COLUMNS], dim=1)
+
+    def _aggregate(self, datasets, sequences, table):
+        groups: dict[tuple[str, int], list[int]] = {}
+        candidates: dict[tuple[str, int], dict[int, list[int]]] = {}
+        for index, sequence in enumerate(sequences):
+            group = (sequence.split, sequence.language)
+            if sequence.candidate < 0:
+                groups.setdefault(group, []).append(index)
+            else:
+                candidates.setdefault(group, {}).setdefault(sequence.row, []).append(index)
+        correct = {
+            split: dataset["candidate_correct"] if "candidate_correct" in dataset.column_names else None
+            for split, dataset in datasets.items()
+        }
+        result: dict = {split: {} for split in datasets}
+        for (split, language), members in groups.items():
+            column = dict(zip(COLUMNS, table[members].T, strict=True))
+            tokens, nll = column["tokens"].sum(), column["nll"].sum()
+            figures = {name: float(column[name].mean()) for name in ROW_METRICS}
+            figures |= {
+                "loss": float(nll / tokens),
+                "perplexity": metrics.perplexity(nll, tokens),
+                "token_probability": float(column["token_probability"].sum() / tokens),
+                "rows": len(members),
+                "tokens": int(tokens),
+            }
+            found = candidates.get((split, language))
+            if found:
+                figures |= self._probe(table, found, correct[split], self.languages[language])
+            result[split][self.languages[language]] = figures
+        return {split: by_language for split, by_language in result.items() if by_language}
+
+    def _probe(self, table, candidates, correct, language):
+        """Probing accuracy by the paper's scoring and on the candidate's tokens alone, and the sentence perplexity."""
+        column = {name: i for i, name in enumerate(COLUMNS)}
+        sentence_losses, token_losses, flags = [], [], []
+        sentence_nll = sentence_tokens = 0.0
+        for row, indices in candidates.items():
+            part = table[indices]
+            nll, tokens = part[:, column["sentence_nll"]], part[:, column["sentence_tokens"]]
+            right = next(i for i, flag in enumerate(correct[row]) if flag)
+            sentence_nll += nll[right]
+            sentence_tokens += tokens[right]
+            if language not in SCORED_TO_THE_END:
+                nll, tokens = nll - part[:, column["last_nll"]], tokens - 1
+            sentence_losses.append((nll / np.maximum(tokens, 1)).tolist())
+            token_losses.append((part[:, column["nll"]] / np.maximum(part[:, column["tokens"]], 1)).tolist())
+            flags.append([bool(flag) for flag in correct[row]])
+        right = np.array(metrics.probing_accuracy(sentence_losses, flags))
+        several = np.array([len(row) > 1 for row in flags])
+        figures = {
+            "probing_accuracy": float(right.mean()),
+            "probing_accuracy_answer_tokens": float(np.mean(metrics.probing_accuracy(token_losses, flags))),
+            "mean_reciprocal_rank": metrics.mean_reciprocal_rank(sentence_losses, flags),
+            "probing_rows": len(flags),
+            "probing_rows_several_candidates": int(several.sum()),
+            "sentence_perplexity": metrics.perplexity(sentence_nll, sentence_tokens),
+        }
+        if several.any():
+            figures["probing_accuracy_several_candidates"] = float(right[several].mean())
+        return figures
+
+
+def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval") -> dict[str, float]:
+    """Figures as the Trainer's flat metrics.
+
+    ``<prefix>_<split>_<language>_<metric>``, the mean over the trained languages ``<prefix>_<split>_<metric>``, and
+    the worst of them ``<prefix>_<split>_worst_<metric>``.
+    """
+    flat: dict[str, float] = {}
+    for split, by_language in figures.items():
+        for language, found in by_language.items():
+            flat |= {f"{prefix}_{split}_{language}_{name}": value for name, value in found.items()}
+        known = [by_language[language] for language in trained if language in by_language]
+        for name in known[0] if known else ():
+            values = [found[name] for found in known if name in found]
+            if name in ("rows", "tokens") or name.startswith("probing_rows"):
+                continue
+            flat[f"{prefix}_{split}_{name}"] = math.fsum(values) / len(values)
+            # On the forget set the worst language is the best known one, elsewhere the least known.
+            worst = max if (name in FALLS_WITH_KNOWLEDGE) != (split == "forget") else min
+            flat[f"{prefix}_{split}_worst_{name}"] = worst(values)
+    return flat

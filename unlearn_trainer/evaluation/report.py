@@ -1,0 +1,247 @@
+"""What a run leaves behind for people and scripts: ``results.json`` and the table printed at its end."""
+
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA_VERSION = 1
+REQUIRED_KEYS = (
+    "schema_version",
+    "config",
+    "environment",
+    "languages",
+    "heldout_languages",
+    "dropped_rows",
+    "language_weights",
+    "unlearning_score",
+    "timing",
+)
+PHASES = {"before": "before", "after": "after", "never_seen": "unseen"}
+
+
+def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
+    """Writes ``results`` (the schema of results.json) as strict JSON: whole, or not at all.
+
+    NaN and infinity have no JSON form and become null; numpy and torch scalars become numbers. An earlier file at
+    ``path`` stays until the new one is complete, also when this call fails.
+
+    Raises ValueError for a missing key, another schema version, results with neither `before` nor `after`, or figures
+    of a language that is not listed, and TypeError for a value that JSON cannot hold.
+    """
+    _check_schema(results)
+    text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic only within one file system.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def environment(device: torch.device, world_size: int) -> dict[str, Any]:
+    """What the figures were made with: package versions, commit of the checkout, device and number of processes."""
+    packages = ("unlearn-trainer", "torch", "transformers", "accelerate", "datasets", "deepspeed", "peft")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    root = Path(__file__).resolve().parents[2]
+    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "versions": versions | {"python": platform.python_version()},
+        "commit": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "world_size": world_size,
+    }
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of this process's GPU where it has one, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _check_schema(results: dict[str, Any]) -> None:
+    missing = [key for key in REQUIRED_KEYS if key not in results]
+    if missing:
+        raise ValueError(f"results lack {', '.join(missing)}")
+    if results["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"results have schema_version {results['schema_version']!r}, not {SCHEMA_VERSION}")
+    if "before" not in results and "after" not in results:
+        raise ValueError("results have neither `before` nor `after`")
+    listed = {*results["languages"], *results["heldout_languages"]}
+    for phase in PHASES:
+        for split, figures in results.get(phase, {}).items():
+            if unlisted := sorted(set(figures) - listed):
+                raise ValueError(f"results: {phase}/{split} has figures of unlisted languages: {', '.join(unlisted)}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One metric of one split: a column for each phase that has it."""
+
+    title: str
+    split: str
+    metric: str
+    phases: tuple[str, ...]
+    decimals: int
+    badness: Callable[[float | None, float], float | None]  # (before, last) -> greater is worse
+
+
+def _remembered(before: float | None, last: float) -> float:
+    return last
+
+
+def _familiar(before: float | None, last: float) -> float:
+    return -last
+
+
+def _grown(before: float | None, last: float) -> float | None:
+    # Perplexities of two languages are not comparable, only what became of them.
+    return last / before if before else None
+
+
+_GROUPS = (
+    _Group("forget MA", "forget", "memorization_accuracy", tuple(PHASES), 3, _remembered),
+    _Group("forget ES", "forget", "extraction_strength", tuple(PHASES), 3, _remembered),
+    _Group("forget loss", "forget", "loss", tuple(PHASES), 2, _familiar),
+    _Group("retain perplexity", "retain", "perplexity", ("before", "after"), 2, _grown),
+    _Group("valid perplexity", "valid", "perplexity", ("before", "after"), 2, _grown),
+)
+
+
+def comparison_table(results: dict[str, Any], width: int | None = None) -> str:
+    """``results`` (the schema of results.json) as a plain text table, a line per language and one for their mean.
+
+    Held-out languages and their mean stand below a rule of their own. Columns without a figure are left out, a missing
+    figure is "-". The last phase's worst language of each block is marked, unless all are equal. ``width`` is the
+    number of characters a line may have (default: the terminal's, or 120); what does not fit goes into a further table
+    below, but one metric's columns stay together.
+    """
+    width = width or shutil.get_terminal_size((120, 24)).columns
+    blocks = [block for block in (results["languages"], results["heldout_languages"]) if block]
+    labels = [[*block, "mean"] for block in blocks]
+    names = ["language", *(label for block in labels for label in block)]
+    name_width = max(len(name) for name in names)
+    groups = [group for group in (_render_group(group, results, blocks) for group in _GROUPS) if group]
+    if not groups:
+        return "no figures were measured"
+
+    tables = []
+    for part in _fit(groups, width - name_width):
+        lines = [" " * name_width + "".join(f" | {lines[0]}" for lines in part)]
+        lines.append("language".ljust(name_width) + "".join(f" | {lines[1]}" for lines in part))
+        index = 2
+        for number, block in enumerate(labels):
+            rule = "-" * name_width + "".join("-+-" + "-" * len(lines[0]) for lines in part)
+            heading = "-- held out, never trained "
+            lines.append(rule if number == 0 else heading + rule[len(heading) :])
+            for label in block:
+                lines.append(label.ljust(name_width) + "".join(f" | {lines[index]}" for lines in part))
+                index += 1
+        tables.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join([*tables, _legend(results, groups)])
+
+
+def _fit(groups: list[list[str]], width: int) -> Iterator[list[list[str]]]:
+    """Packs groups, each a list of equally long lines, into tables of at most ``width``, at least one in each."""
+    part: list[list[str]] = []
+    for group in groups:
+        if part and sum(len(lines[0]) + 3 for lines in [*part, group]) > width:
+            yield part
+            part = []
+        part.append(group)
+    yield part
+
+
+def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]]) -> list[str] | None:
+    """Title, column heads and one line per language and mean, all equally long; None without any figure."""
+    columns = {phase: [_column(group, results.get(phase, {}), block) for block in blocks] for phase in group.phases}
+    columns = {phase: column for phase, column in columns.items() if any(v is not None for b in column for v in b)}
+    if not columns:
+        return None
+    judged = "after" if "after" in columns else next(iter(columns))
+    rendered = []
+    for phase, column in columns.items():
+        cells = [PHASES[phase] + " " * (phase == judged)]
+        for number, values in enumerate(column):
+            before = columns["before"][number] if "before" in columns else [None] * len(values)
+            worst = _worst(group, before, values) if phase == judged else set()
+            for index, value in enumerate([*values, _mean(values)]):
+                mark = "*" if index in worst else " " * (phase == judged)
+                cells.append(_number(value, group.decimals) + mark)
+        cell_width = max(len(cell) for cell in cells)
+        rendered.append([cell.rjust(cell_width) for cell in cells])
+    lines = ["  ".join(cells) for cells in zip(*rendered, strict=True)]
+    line_width = max(len(group.title), len(lines[0]))
+    return [group.title.center(line_width), *(line.rjust(line_width) for line in lines)]
+
+
+def _column(group: _Group, phase: dict[str, Any], languages: list[str]) -> list[float | None]:
+    figures = phase.get(group.split, {})
+    values = [figures.get(language, {}).get(group.metric) for language in languages]
+    return [None if value is None or math.isnan(value) else value for value in values]
+
+
+def _worst(group: _Group, before: list[float | None], values: list[float | None]) -> set[int]:
+    known = {}
+    for index, (first, last) in enumerate(zip(before, values, strict=True)):
+        if last is not None and (badness := group.badness(first, last)) is not None:
+            known[index] = badness
+    if len(set(known.values())) < 2:
+        return set()
+    return {index for index, badness in known.items() if badness == max(known.values())}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: float | None, decimals: int) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.{decimals}f}" if abs(value) < 10_000 or math.isinf(value) else f"{value:.1e}"
+
+
+def _legend(results: dict[str, Any], groups: list[list[str]]) -> str:
+    lines = []
+    if any("*" in line for group in groups for line in group):
+        lines.append("* worst language: forget best remembered, perplexity grown most")
+    if results.get("never_seen"):
+        lines.append("unseen: a model that never saw the forget set")
+    score = results.get("unlearning_score")
+    if score is not None:
+        lines.append(f"unlearning score: {score:.3f} (0 worst, 1 best)")
+    return "\n".join(lines)

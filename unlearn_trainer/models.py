@@ -1,0 +1,152 @@
+"""Loading the tokenizer and the model, with one clear error for whatever does not fit together."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from .arguments import ModelArguments
+from .errors import ConfigError
+
+
+def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model or of `--tokenizer_name`, with the end-of-text token for padding if it has none.
+
+    Raises:
+        ConfigError: it cannot be loaded, or has neither a padding nor an end-of-text token.
+    """
+    if model_args.tokenizer_name:  # `revision` and `gguf_file` are places in the model's repository
+        tokenizer = _load(AutoTokenizer, "tokenizer", model_args.tokenizer_name, "--tokenizer_name")
+    else:
+        tokenizer = _load_part(AutoTokenizer, "tokenizer", model_args)
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigError(
+                f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path} has neither a padding "
+                "nor an end-of-text token; save it again with a pad_token set, and name it with --tokenizer_name"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+    """The causal language model of `--model_name_or_path`, in `--dtype`, in evaluation mode, on the CPU.
+
+    Args:
+        tokenizer: when given, its ids must fit into the model's embedding.
+
+    Raises:
+        ConfigError: the model cannot be loaded, is no causal language model, or does not fit the tokenizer.
+    """
+    name = model_args.model_name_or_path
+    config = _load_part(AutoConfig, "model configuration", model_args)
+    _check_is_causal(config, name)
+    model = _load_part(
+        AutoModelForCausalLM,
+        "model",
+        model_args,
+        config=config,
+        dtype="auto" if model_args.dtype == "auto" else getattr(torch, model_args.dtype),
+        attn_implementation=model_args.attn_implementation,
+    )
+    if tokenizer is not None:
+        _check_ids_fit(model, tokenizer, name)
+    return model
+
+
+def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrainedModel:
+    """With `--use_peft`, the model frozen under a trainable LoRA adapter; otherwise the model as it is.
+
+    Raises:
+        ConfigError: peft is not installed, or no module has a name in `--lora_target_modules`.
+    """
+    if not model_args.use_peft:
+        return model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ConfigError("--use_peft needs the package peft: pip install peft") from error
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        target_modules=model_args.lora_target_modules or "all-linear",
+    )
+    try:
+        return get_peft_model(model, adapter)
+    except ValueError as error:
+        names = " ".join(model_args.lora_target_modules or ["(all linear layers)"])
+        raise ConfigError(f"--lora_target_modules {names}: {error}") from error
+
+
+def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    """Refuses a teacher whose distribution over the vocabulary cannot be compared with the student's.
+
+    Raises:
+        ConfigError: the two vocabularies differ in size.
+    """
+    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the model has a vocabulary of {sizes[0]} tokens and its teacher one of {sizes[1]}; "
+            "the teacher must be an earlier state of the same model"
+        )
+
+
+def _load_part(auto_class, what: str, model_args: ModelArguments, **settings):
+    places = {"revision": model_args.revision, "gguf_file": model_args.gguf_file}
+    settings |= {key: value for key, value in places.items() if value is not None}
+    return _load(auto_class, what, model_args.model_name_or_path, "--model_name_or_path", **settings)
+
+
+def _load(auto_class, what: str, name: str, flag: str, **settings):
+    looks_like_folder = name.startswith((".", "~", "/")) or name.count("/") > 1
+    if looks_like_folder and not Path(name).is_dir():
+        raise ConfigError(f"{flag} {name}: there is no such folder")
+    try:
+        # False, not left out: left out, a person at a terminal would be asked whether to run the repository's code.
+        return auto_class.from_pretrained(name, trust_remote_code=False, **settings)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        place = "a folder" if Path(name).is_dir() else "no folder here, so it was looked for on the Hub"
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{flag} {name} ({place}): no {what} could be loaded from it: {reason}") from error
+
+
+def _check_is_causal(config: PretrainedConfig, name: str) -> None:
+    kind = None
+    if getattr(config, "is_encoder_decoder", False):
+        kind = "an encoder-decoder"
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        kind = "an encoder, whose predictions see the whole text"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "no language model that generates text from left to right"
+    if kind:
+        raise ConfigError(
+            f"--model_name_or_path {name} ({config.model_type}) is {kind}; choose a causal language model such as "
+            "XGLM, BLOOM, Llama, Qwen or Gemma"
+        )
+
+
+def _check_ids_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    # Gemma 3's text models share a tokenizer whose image placeholder they have no row for; no text ever becomes it.
+    placeholders = {
+        token_id
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    }
+    highest = max(set(tokenizer.get_vocab().values()) - placeholders)
+    if highest >= rows:
+        raise ConfigError(
+            f"the tokenizer has ids up to {highest}, but the embedding of {name} ends at {rows - 1}: the two do not "
+            "belong together; name the model's own with --tokenizer_name, or resize the model's embedding and save it"
+        )

@@ -1,0 +1,172 @@
+"""The command line: defaults, then a JSON file or preset, then flags; a misspelling names the nearest right word."""
+
+import json
+import types
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.hf_argparser import string_to_bool
+
+from .arguments import (
+    OBJECTIVE_CHOICES,
+    DataArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    StageArguments,
+    UnlearnConfig,
+    WeightArguments,
+    did_you_mean,
+)
+from .errors import ConfigError, UnlearnError
+
+PRESETS = Path(__file__).parent / "presets"
+PARSED = (ModelArguments, DataArguments, UnlearnConfig)
+
+
+class _Parser(HfArgumentParser):
+    """Sorts the flags into groups for `--help`, and raises `ConfigError` instead of ending the process."""
+
+    def __init__(self):
+        self._group_of: dict[str, Any] = {}
+        super().__init__(
+            PARSED,
+            prog="run_unlearn.py",
+            usage="run_unlearn.py [PRESET or JSON FILE] [--flag value ...]",
+            description=f"Presets: {', '.join(_presets())}. Flags override the file, the file overrides the defaults.",
+            allow_abbrev=False,
+        )
+
+    def _make_groups(self) -> None:
+        for title, dtype in (
+            ("model", ModelArguments),
+            ("data", DataArguments),
+            ("stages", StageArguments),
+            ("objective", ObjectiveArguments),
+            ("language weights", WeightArguments),
+            ("training (transformers)", TrainingArguments),
+        ):
+            group = self.add_argument_group(title)
+            self._group_of.update({item.name: group for item in fields(dtype)})
+        for name in ("do_train", "do_eval", "do_predict"):
+            self._group_of[name] = self._group_of["audit"]
+        self._group_of["language_sampling"] = self._group_of["languages"]
+
+    def add_argument(self, *names, **kwargs):
+        if not self._group_of:
+            self._make_groups()
+        name = kwargs.get("dest", names[0].lstrip("-"))
+        if kwargs.get("type") is string_to_bool:  # also booleans whose default is None work without a value
+            kwargs |= {"nargs": "?", "const": True}
+        if name in OBJECTIVE_CHOICES:
+            kwargs["metavar"] = "{" + ",".join(OBJECTIVE_CHOICES[name]) + "}"
+        return self._group_of.get(name, super()).add_argument(*names, **kwargs)
+
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, UnlearnConfig]:
+    """Reads a command line such as `flores --learning_rate 1e-4`.
+
+    Args:
+        argv: words after the program's name, by default those of this process. The first one that is neither a flag
+            nor a flag's value is a JSON file or a preset; a launcher's `--local_rank` may stand anywhere.
+
+    Returns:
+        Checked arguments. Without an `output_dir` results go to `outputs/<name of the preset or file>`.
+
+    Raises:
+        ConfigError: an unknown flag or key, a wrong type or value, a combination without meaning, a file that cannot
+            be read; names the file and the flag or key.
+    """
+    parser = _Parser()
+    _, words = parser.parse_known_args(argv)
+    names = [item.name for dtype in PARSED for item in fields(dtype)]
+    for flag in words:
+        if flag.startswith("-"):
+            name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+            raise ConfigError(f"unknown flag {flag}{did_you_mean(name, names).replace('mean ', 'mean --')}")
+    if len(words) > 1:
+        raise ConfigError(f"unexpected word {words[1]} on the command line: only one preset or JSON file can be given")
+
+    file = _find_file(words[0]) if words else None
+    arguments, _ = parser.parse_known_args(argv, Namespace(**(_read_json(file, names) if file else {})))
+    if arguments.output_dir is None:
+        if file is None:
+            raise ConfigError("no place for the results: give --output_dir, or a preset or JSON file to name it after")
+        arguments.output_dir = f"outputs/{file.stem}"
+    try:
+        model, data, config = parser.parse_dict(vars(arguments))
+    except UnlearnError:
+        raise
+    except ValueError as error:  # what TrainingArguments refuses
+        raise ConfigError(str(error)) from error
+    if config.teacher == "adapter" and not model.use_peft:
+        raise ConfigError("--teacher adapter switches a LoRA adapter off to get the teacher: it needs --use_peft")
+    return model, data, config
+
+
+def _presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.json"))
+
+
+def _find_file(word: str) -> Path:
+    if word in _presets():
+        return PRESETS / f"{word}.json"
+    if not Path(word).is_file():
+        raise ConfigError(
+            f"{word} is neither a JSON file nor one of the presets {', '.join(_presets())}"
+            f"{did_you_mean(word, _presets())}"
+        )
+    return Path(word)
+
+
+def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}:{error.lineno}: broken JSON: {error.msg}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: must hold one object, {{...}}, with a key for each flag")
+    hints = {name: hint for dtype in PARSED for name, hint in get_type_hints(dtype).items()}
+    hints["forget_target"] = float | str  # declared as text only because a flag's value is text
+    for key, value in values.items():
+        if key not in names:
+            raise ConfigError(f"{file}: unknown key {key!r}{did_you_mean(key, names)}")
+        if not _fits(value, hints[key]):
+            raise ConfigError(f"{file}: {key!r} must be {_describe(hints[key])}, not {json.dumps(value)}")
+    return values
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON may stand for a field of this type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in inner)
+    if origin is Literal:
+        return value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(element, inner[0]) for element in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_describe, inner)))
+    if origin is Literal:
+        return " or ".join(map(json.dumps, inner))
+    if origin is list:
+        return "a list"
+    words = {bool: "true or false", int: "a whole number", float: "a number", dict: "an object", type(None): "null"}
+    return words.get(origin or hint, "a string")

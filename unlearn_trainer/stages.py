@@ -1,0 +1,103 @@
+"""The stages before the method: a model that knows the forget set by heart, and one that never saw it.
+
+Without them nothing can be shown: a text the model does not know cannot be forgotten, and without a model that never
+saw it nobody can say what "forgotten" looks like.
+"""
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import ModelArguments, UnlearnConfig
+from .data import TokenizedData
+from .errors import ConfigError
+from .models import load_model
+from .objectives import METHODS
+from .trainer import UnlearnTrainer
+
+DESCRIPTION = "stage.json"
+
+
+def stage_folder(
+    name: str,
+    method: str,
+    model_args: ModelArguments,
+    args: UnlearnConfig,
+    data: TokenizedData,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Path:
+    """Train ``<output_dir>/<name>`` by ``method`` from the start model, or reuse it when it is complete.
+
+    The folder appears under its name only when everything in it is written.
+
+    Raises:
+        ConfigError: the folder was made with other settings.
+    """
+    folder = Path(args.output_dir) / name
+    settings = {
+        "method": method,
+        "model": model_args.model_name_or_path,
+        "gguf_file": model_args.gguf_file,
+        "epochs": args.memorize_epochs,
+        "learning_rate": args.memorize_learning_rate,
+        "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "seed": args.seed,
+        "languages": data.languages,
+        "rows": {split: data.datasets[split]._fingerprint for split in ("forget", "retain") if split in data.datasets},
+    }
+    if folder.exists():
+        described = json.loads((folder / DESCRIPTION).read_text()) if (folder / DESCRIPTION).exists() else {}
+        changed = [key for key, value in settings.items() if described.get(key) != value]
+        if changed:
+            raise ConfigError(
+                f"{folder} was made with other settings ({', '.join(changed)} differ); "
+                "delete the folder or choose another --output_dir"
+            )
+        return folder
+    config = _stage_config(method, args, folder)
+    trainer = UnlearnTrainer(
+        load_model(model_args, tokenizer),
+        config,
+        forget_dataset=data.datasets["forget"],
+        retain_dataset=data.datasets.get("retain"),
+        languages=data.languages,
+        heldout_languages=data.heldout_languages,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    unfinished = folder.with_name(f"{name}.unfinished")
+    with trainer.accelerator.main_process_first():
+        if trainer.is_world_process_zero() and unfinished.exists():
+            shutil.rmtree(unfinished)
+    trainer.save_model(str(unfinished))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        (unfinished / DESCRIPTION).write_text(json.dumps(settings, indent=1))
+        os.replace(unfinished, folder)
+    trainer.accelerator.wait_for_everyone()
+    return folder
+
+
+def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConfig:
+    """The run's settings with the stage's own method, length and learning rate, and nothing else to keep."""
+    config = copy.copy(args)
+    config.method = method
+    config.forget_objective, config.retain_objective = (
+        METHODS[method].forget_objective,
+        METHODS[method].retain_objective,
+    )
+    config.output_dir = str(folder.with_name(f"{folder.name}.unfinished"))
+    config.num_train_epochs, config.max_steps = args.memorize_epochs, -1
+    config.learning_rate = args.memorize_learning_rate
+    config.forget_coef = config.retain_coef = 1.0
+    config.schedule, config.language_sampling = "joint", "all"
+    config.forget_weighting = config.retain_weighting = "uniform"
+    config.max_retain_perplexity_ratio, config.stop_when_forgotten = None, False
+    config.eval_strategy = config.save_strategy = "no"
+    config.load_best_model_at_end = False
+    config.report_to = []
+    return config
