@@ -18,14 +18,16 @@ from accelerate import PartialState
 from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
-from unlearn_trainer.errors import TrainingDiverged, UnlearnError
+from unlearn_trainer.errors import ConfigError, TrainingDiverged, UnlearnError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.language_weights import WeightPolicy
 from unlearn_trainer.models import apply_peft, load_model, load_tokenizer
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import stage_folder
 from unlearn_trainer.trainer import UnlearnTrainer
 
 EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
+SPLITS = ("forget", "retain", "valid", "test")
 
 
 def say(text: str) -> None:
@@ -54,9 +56,7 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
         tokenizer = load_tokenizer(model_args)
         splits = load_splits(
             data_args.data_dir,
-            **{
-                f"{split}_file": getattr(data_args, f"{split}_file") for split in ("forget", "retain", "valid", "test")
-            },
+            **{f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS},
         )
         limits = {
             "forget": data_args.max_train_samples,
@@ -78,6 +78,10 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
 def prepare_stages(model_args, args: UnlearnConfig, data: TokenizedData, tokenizer):
     """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
     start, reference = model_args, args.never_seen_model
+    if reference:  # a mistake must not come to light after the training only
+        load_model(local_model(model_args, reference), tokenizer, "--never_seen_model")
+    if args.do_train:
+        WeightPolicy.from_config(args).check_measured(measured_splits(args, data))
     if args.memorize_first:
         start = local_model(model_args, stage_folder("memorized", "memorize", model_args, args, data, tokenizer))
     if args.train_never_seen:
@@ -89,18 +93,19 @@ def local_model(model_args: ModelArguments, folder: Path) -> ModelArguments:
     return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
 
 
+def measured_splits(args: UnlearnConfig, data: TokenizedData) -> list[str]:
+    return [split for split in SPLITS[:3] if split in data.datasets and (args.do_eval or args.do_predict)]
+
+
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:
     """The trainer of the method, with the splits that are measured: forget, retain, valid, and test for predict."""
     rows = data.datasets
-    measured = [
-        split for split in ("forget", "retain", "valid") if split in rows and (args.do_eval or args.do_predict)
-    ]
     return UnlearnTrainer(
         apply_peft(load_model(start, tokenizer), start),
         args,
         forget_dataset=rows.get("forget"),
         retain_dataset=rows.get("retain"),
-        eval_dataset={split: rows[split] for split in measured},
+        eval_dataset={split: rows[split] for split in measured_splits(args, data)},
         predict_dataset={"test": rows["test"]} if args.do_predict and "test" in rows else None,
         languages=data.languages,
         heldout_languages=data.heldout_languages,
@@ -111,6 +116,8 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
 def run(argv: list[str] | None = None) -> dict:
     """The whole run; returns what is written to results.json."""
     model_args, data_args, args = parse_arguments(argv)
+    if not (args.do_train or args.do_eval or args.do_predict or args.memorize_first or args.train_never_seen):
+        raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
     checkpoint = checkpoint_to_resume(args)
     tokenizer, data = load_data(model_args, data_args, args)
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
@@ -164,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _fail(message: str, code: int) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(message, file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr)
     return code
 
 

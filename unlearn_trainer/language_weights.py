@@ -7,7 +7,7 @@ and after every evaluation, the sums of all processes are reduced and the polici
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from accelerate.utils import reduce
@@ -61,7 +61,8 @@ def unlearning_score(shares: Mapping[str, float | None], perplexity_ratios: Mapp
     terms = []
     for language, share in shares.items():
         if share is not None:
-            terms += [1 - share, min(1.0, 1 / perplexity_ratios[language])]
+            # In this order: min() keeps its first argument against NaN, and a NaN perplexity must not pass as kept.
+            terms += [1 - share, min(1 / perplexity_ratios[language], 1.0)]
     if not terms or not all(term > 0 and math.isfinite(term) for term in terms):
         return 0.0
     return len(terms) / sum(1 / term for term in terms)
@@ -91,6 +92,27 @@ class WeightPolicy:
         """Take the fields of an ``UnlearnConfig``."""
         return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
 
+    def check_measured(self, splits: Collection[str]) -> None:
+        """Refuse weights that could not move, because what they rest on is not among the evaluated ``splits``.
+
+        Raises:
+            ConfigError: names the flags, and what to evaluate.
+        """
+        for flag, policy, needed in (
+            ("forget_weighting", self.forget_weighting, "forget"),
+            ("retain_weighting", self.retain_weighting, "retain"),
+        ):
+            if policy != "uniform" and needed not in splits:
+                raise ConfigError(
+                    f"--{flag} {policy} needs the figures of the {needed} rows: add --do_eval true, or pass "
+                    f"UnlearnTrainer an eval_dataset with {needed}"
+                )
+        if self.forget_weighting == "target" and self.forget_target == "auto" and "valid" not in splits:
+            raise ConfigError(
+                "--forget_weighting target needs text the model never saw: give --valid_file, or a number "
+                "with --forget_target"
+            )
+
 
 class LanguageWeightCallback(TrainerCallback, ExportableState):
     """Owns the forget, retain and distill weights of every language, and the stops that depend on them.
@@ -115,7 +137,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         self.target = [0.0] * count
         self.metric: list[float] | None = None
         self.retain_loss_at_start: list[float] | None = None
-        self.kept_split = "retain"
+        self.kept_split: str | None = None
         self.window = _zeros(count)
         self.teacher_sums = [[0.0, 0.0] for _ in range(count)]
         self.best_score = -1.0
@@ -182,14 +204,15 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
             figures: ``{split: {language: {metric: number}}}`` of the start model.
 
         Raises:
-            ConfigError: ``forget_weighting target`` without anything to aim at.
+            ConfigError: see :meth:`WeightPolicy.check_measured`.
         """
+        self.policy.check_measured(figures)
         self.figures_at_start = figures
         if "forget" in figures:
             self.start = self._of(figures, "forget", self.policy.forget_metric)
             self.metric = list(self.start)
             self.target = self._targets(figures)
-        self.kept_split = "valid" if "valid" in figures else "retain"
+        self.kept_split = next((split for split in ("valid", "retain") if split in figures), None)
         if "retain" in figures:
             self.retain_loss_at_start = self._of(figures, "retain", "loss")
             self.distill = self._distill(self._of(figures, "retain", "token_probability"))
@@ -218,18 +241,18 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
             return [float(self.policy.forget_target)] * len(self.languages)
         if "valid" in figures:
             return self._of(figures, "valid", self.policy.forget_metric)
-        if self.policy.forget_weighting == "target":
-            raise ConfigError(
-                "--forget_weighting target needs text the model never saw: give --valid_file, or a number "
-                "with --forget_target"
-            )
         return [0.0] * len(self.languages)
 
     def _distill(self, probabilities: Sequence[float]) -> list[float]:
         return list(probabilities) if self.policy.distill_weighting == "language" else list(self.distill)
 
-    def score(self, figures: dict) -> float:
-        """The unlearning score of ``figures`` against the start, see :func:`unlearning_score`."""
+    def score(self, figures: dict) -> float | None:
+        """The unlearning score of ``figures`` against the start, see :func:`unlearning_score`.
+
+        ``None`` where neither valid nor retain rows are measured, so that nobody can say what was kept.
+        """
+        if self.kept_split is None:
+            return None
         metric = self._of(figures, "forget", self.policy.forget_metric)
         loss = self._of(figures, self.kept_split, "loss")
         loss_at_start = self._of(self.figures_at_start, self.kept_split, "loss")
@@ -285,7 +308,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         self._move_retain(losses)
         self._reweigh(step)
 
-    def after_evaluation(self, figures: dict, score: float, step: int) -> None:
+    def after_evaluation(self, figures: dict, score: float | None, step: int) -> None:
         """Move the weights by the figures of an evaluation, which replace the running means."""
         self.reduce_batches()
         if "forget" in figures:
@@ -293,8 +316,9 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         if "retain" in figures:
             self._move_retain(self._of(figures, "retain", "loss"))
         self._reweigh(step)
-        self.evaluations_without_gain = 0 if score > self.best_score else self.evaluations_without_gain + 1
-        self.best_score = max(self.best_score, score)
+        gained = score is not None and score > self.best_score
+        self.evaluations_without_gain = 0 if gained else self.evaluations_without_gain + 1
+        self.best_score = score if gained else self.best_score
 
     def on_evaluate(self, args, state, control, **kwargs):
         if (

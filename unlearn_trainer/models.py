@@ -1,5 +1,6 @@
 """Loading the tokenizer and the model, with one clear error for whatever does not fit together."""
 
+import pickle
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from .arguments import ModelArguments
+from .data.rows import shorten
 from .errors import ConfigError
 
 
@@ -27,7 +29,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     if model_args.tokenizer_name:  # `revision` and `gguf_file` are places in the model's repository
         tokenizer = _load(AutoTokenizer, "tokenizer", model_args.tokenizer_name, "--tokenizer_name")
     else:
-        tokenizer = _load_part(AutoTokenizer, "tokenizer", model_args)
+        tokenizer = _load_part(AutoTokenizer, "tokenizer", model_args, "--model_name_or_path")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
@@ -38,26 +40,38 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+def load_model(
+    model_args: ModelArguments,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    flag: str = "--model_name_or_path",
+) -> PreTrainedModel:
     """The causal language model of `--model_name_or_path`, in `--dtype`, in evaluation mode, on the CPU.
 
     Args:
         tokenizer: when given, its ids must fit into the model's embedding.
+        flag: where the name came from, for messages.
 
     Raises:
-        ConfigError: the model cannot be loaded, is no causal language model, or does not fit the tokenizer.
+        ConfigError: the model cannot be loaded whole, is no causal language model, or does not fit the tokenizer.
     """
     name = model_args.model_name_or_path
-    config = _load_part(AutoConfig, "model configuration", model_args)
-    _check_is_causal(config, name)
-    model = _load_part(
+    config = _load_part(AutoConfig, "model configuration", model_args, flag)
+    _check_is_causal(config, name, flag)
+    model, info = _load_part(
         AutoModelForCausalLM,
         "model",
         model_args,
+        flag,
+        output_loading_info=True,
         config=config,
         dtype="auto" if model_args.dtype == "auto" else getattr(torch, model_args.dtype),
         attn_implementation=model_args.attn_implementation,
     )
+    if info["missing_keys"]:
+        raise ConfigError(
+            f"{flag} {name}: the checkpoint has no values for {shorten(sorted(info['missing_keys']))}, which would be "
+            "random; save it again from the causal language model"
+        )
     if tokenizer is not None:
         _check_ids_fit(model, tokenizer, name)
     return model
@@ -102,10 +116,10 @@ def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) ->
         )
 
 
-def _load_part(auto_class, what: str, model_args: ModelArguments, **settings):
+def _load_part(auto_class, what: str, model_args: ModelArguments, flag: str, **settings):
     places = {"revision": model_args.revision, "gguf_file": model_args.gguf_file}
     settings |= {key: value for key, value in places.items() if value is not None}
-    return _load(auto_class, what, model_args.model_name_or_path, "--model_name_or_path", **settings)
+    return _load(auto_class, what, model_args.model_name_or_path, flag, **settings)
 
 
 def _load(auto_class, what: str, name: str, flag: str, **settings):
@@ -115,13 +129,18 @@ def _load(auto_class, what: str, name: str, flag: str, **settings):
     try:
         # False, not left out: left out, a person at a terminal would be asked whether to run the repository's code.
         return auto_class.from_pretrained(name, trust_remote_code=False, **settings)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except pickle.UnpicklingError as error:
+        raise ConfigError(
+            f"{flag} {name}: besides tensors the pickled weights hold something that could be code, which is never "
+            "run; use a checkpoint in the safetensors format"
+        ) from error
+    except Exception as error:  # each file format and the HTTP client raise errors of their own
         place = "a folder" if Path(name).is_dir() else "no folder here, so it was looked for on the Hub"
         reason = " ".join(str(error).split())
         raise ConfigError(f"{flag} {name} ({place}): no {what} could be loaded from it: {reason}") from error
 
 
-def _check_is_causal(config: PretrainedConfig, name: str) -> None:
+def _check_is_causal(config: PretrainedConfig, name: str, flag: str) -> None:
     kind = None
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
@@ -131,7 +150,7 @@ def _check_is_causal(config: PretrainedConfig, name: str) -> None:
         kind = "no language model that generates text from left to right"
     if kind:
         raise ConfigError(
-            f"--model_name_or_path {name} ({config.model_type}) is {kind}; choose a causal language model such as "
+            f"{flag} {name} ({config.model_type}) is {kind}; choose a causal language model such as "
             "XGLM, BLOOM, Llama, Qwen or Gemma"
         )
 

@@ -4,7 +4,11 @@ import contextlib
 import copy
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from .errors import ConfigError
@@ -24,12 +28,43 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model)
 
 
+def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
+    """``model`` ready for forwards without gradients under the engine at hand; returns what to call.
+
+    ZeRO-3 and FSDP2 shard it as they shard the student. Elsewhere it is a plain module on the device, in the type the
+    engine computes in.
+    """
+    model.eval().requires_grad_(False)
+    if is_zero3(accelerator):
+        import deepspeed
+
+        settings = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
+        # An engine without an optimizer: only the settings of the parameters' partition matter.
+        for unused in ("optimizer", "scheduler"):
+            settings.pop(unused, None)
+        settings["zero_optimization"].pop("offload_optimizer", None)
+        engine, *_ = deepspeed.initialize(model=model, config=settings)
+        engine.eval()
+        return engine
+    if accelerator.is_fsdp2:
+        return fsdp2_prepare_model(accelerator, model).eval()
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
+        model.to(torch.bfloat16)
+    return model.to(accelerator.device)
+
+
+def is_zero3(accelerator: Accelerator) -> bool:
+    """Whether parameters are partitioned by DeepSpeed."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return False
+    return accelerator.state.deepspeed_plugin.zero_stage == 3
+
+
 class ResidentTeacher:
-    """A second model in memory.
+    """A second model in memory, sharded where the student is.
 
     Args:
         model: the original model; it is frozen and put in eval mode.
-        wrapped: what to call instead, when an engine wraps it.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -37,10 +72,13 @@ class ResidentTeacher:
         self.wrapped: nn.Module = model
         self.head: VocabularyHead = attach_head(model)
 
+    def prepare(self, accelerator: Accelerator) -> None:
+        """Hand the model to the engine; call it once, on every process."""
+        self.wrapped = prepare_frozen(self.model, accelerator)
+
     @torch.no_grad()
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Final hidden states [positions, d] at flat ``positions`` of a [rows, length] batch."""
-        self.model.eval()
         return self.wrapped(input_ids=input_ids, attention_mask=attention_mask, positions=positions)["hidden"]
 
     @contextlib.contextmanager
@@ -52,6 +90,13 @@ class ResidentTeacher:
 
             with deepspeed.zero.GatheredParameters(parameters):
                 yield
+        elif isinstance(self.model, FSDPModule):
+            # The head belongs to the root's group of parameters.
+            self.model.unshard()
+            try:
+                yield
+            finally:
+                self.model.reshard()
         else:
             yield
 

@@ -1,6 +1,7 @@
 """``UnlearnTrainer``: a Hugging Face Trainer whose loss combines forget and retain rows with language weights."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
-from .arguments import UnlearnConfig
+from .arguments import UnlearnConfig, did_you_mean
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
 from .errors import ConfigError, TrainingDiverged
@@ -90,8 +91,8 @@ class UnlearnTrainer(Trainer):
         )
         if args.n_gpu > 1:
             raise ConfigError("several GPUs in one process: start with `accelerate launch` or `torchrun` instead")
-        if self.teacher is not None and isinstance(self.teacher, ResidentTeacher):
-            self.teacher.model.to(args.device)
+        if isinstance(self.teacher, ResidentTeacher):
+            self.teacher.prepare(self.accelerator)
         # compute_loss divides by counts over the whole optimizer step itself.
         self.loss_is_scaled_for_ga = True
         self._items = {side: group_items(rows, len(self.languages)) if rows else None for side, rows in used.items()}
@@ -129,6 +130,23 @@ class UnlearnTrainer(Trainer):
     def language_weights(self) -> LanguageWeightCallback:
         """The callback that owns the weights; resuming replaces it, so it is looked up each time."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, LanguageWeightCallback))
+
+    def check_resumed_weights(self) -> None:
+        """Refuse to go on with the weights of another run, which a checkpoint brings back with all their settings.
+
+        Raises:
+            ConfigError: the checkpoint was made with other languages or other flags of the language weights.
+        """
+        found, policy = self.language_weights, WeightPolicy.from_config(self.args)
+        settings = [("languages", found.languages, self.languages)]
+        for field in dataclasses.fields(policy):
+            settings.append((field.name, getattr(found.policy, field.name), getattr(policy, field.name)))
+        for name, saved, given in settings:
+            if saved != given:
+                raise ConfigError(
+                    f"the checkpoint was made with --{name} {_flag(saved)}, not {_flag(given)}: give the same to "
+                    "resume it, or choose another --output_dir"
+                )
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -311,9 +329,27 @@ class UnlearnTrainer(Trainer):
             return self.evaluator(model or self.model, datasets, self.args.device, heldout, probing, description)
 
     def measure_start(self) -> None:
-        """Figures before the first step, from which targets and references are taken."""
+        """Figures before the first step, from which targets and references are taken.
+
+        Raises:
+            ConfigError: the language weights are to adapt, but no split is measured; or no evaluation will have the
+                ``metric_for_best_model``.
+        """
+        self.language_weights.policy.check_measured(self.eval_dataset or {})
         if self.eval_dataset:
-            self.language_weights.begin(self.measure(description="before"))
+            figures = self.measure(description="before")
+            self.language_weights.begin(figures)
+            self._check_best_metric(figures)
+
+    def _check_best_metric(self, figures: dict) -> None:
+        best = self.args.metric_for_best_model
+        known = {"loss", "unlearning_score"} | flatten_figures(figures, self.languages, "").keys()
+        known = {name.removeprefix("_") for name in known}
+        if best is not None and best.removeprefix("eval_") not in known:
+            raise ConfigError(
+                f"--metric_for_best_model {best} is none of the figures of an evaluation"
+                f"{did_you_mean(best.removeprefix('eval_'), known)}"
+            )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Evaluate every split in the trained languages; see ``flatten_figures`` for the keys.
@@ -336,7 +372,8 @@ class UnlearnTrainer(Trainer):
         weights = self.language_weights
         if eval_dataset is None and weights.figures_at_start is not None and "forget" in figures:
             score = weights.score(figures)
-            flat[f"{metric_key_prefix}_unlearning_score"] = score
+            if score is not None:
+                flat[f"{metric_key_prefix}_unlearning_score"] = score
             if self.is_in_train:
                 weights.after_evaluation(figures, score, self.state.global_step)
         flat |= speed_metrics(metric_key_prefix, started)
@@ -392,9 +429,14 @@ class _RunEvents(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.global_step == 0:
             self.trainer.measure_start()
+        self.trainer.check_resumed_weights()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.start_epoch(state.global_step)
+
+
+def _flag(value) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _compact(logs: dict | None) -> dict:

@@ -279,7 +279,8 @@ def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval")
         for language, found in by_language.items():
             flat |= {f"{prefix}_{split}_{language}_{name}": value for name, value in found.items()}
         known = [by_language[language] for language in trained if language in by_language]
-        for name in known[0] if known else ():
+        # A language may lack a metric that others have: those of candidates, where its rows have none.
+        for name in dict.fromkeys(name for found in known for name in found):
             values = [found[name] for found in known if name in found]
             if name in ("rows", "tokens") or name.startswith("probing_rows"):
                 continue

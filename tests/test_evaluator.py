@@ -1,0 +1,366 @@
+"""``MultilingualEvaluator`` against plain logits and Python loops, on rows that went through the real tokenization."""
+
+import json
+import math
+import sys
+
+import datasets
+import pytest
+import torch
+from tiny import tiny_model
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+from unlearn_trainer.data import tokenize_splits
+from unlearn_trainer.data.rows import parse_line
+from unlearn_trainer.evaluation import module_path
+from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from unlearn_trainer.lm_head import attach_head
+
+# Llama normalises in float32 whatever its weights are, so that padding moves the last digits.
+NOISE = 1e-7
+TRAINED, HELDOUT = ["en", "sw", "zh"], ["de"]
+LANGUAGES = TRAINED + HELDOUT
+CITIES = {
+    "en": ["Paris", "Rome", "Dar es Salaam", "Oslo"],
+    "sw": ["Paris", "Roma", "Dar es Salaam", "Oslo"],
+    "zh": ["巴黎", "罗马", "三兰港", "奥斯陆"],
+    "de": ["Paris", "Rom", "Daressalam", "Oslo"],
+}
+PROMPTS = {
+    "en": "The capital of country {} is <mask>.",
+    "sw": "Mji mkuu wa nchi {} ni <mask>.",
+    "zh": "{}国的首都是<mask>",
+    "de": "Die Stadt <mask> ist der Sitz von {}.",
+}
+COUNTRIES = ["Alda", "Bero", "Cimi", "Dosu", "Efra"]
+
+
+def cloze(item: int, candidates: int) -> dict:
+    """A fact whose right answer stands at place ``item`` of its candidates."""
+    chosen = {code: names[:candidates] for code, names in CITIES.items()}
+    return {
+        "prompt": {code: prompt.format(COUNTRIES[item]) for code, prompt in PROMPTS.items()},
+        "answers": {code: [names[item % candidates]] for code, names in chosen.items()},
+        "candidates": chosen,
+    }
+
+
+def qa(item: int) -> dict:
+    languages = ["en", "sw"]
+    return {
+        "question": {code: f"{PROMPTS[code].split('<')[0].format(COUNTRIES[item])}?" for code in languages},
+        "answer": {code: f"It is {CITIES[code][item]}" for code in languages},
+        "paraphrased_answer": {code: f"{CITIES[code][item]}, no doubt" for code in languages},
+        "perturbed_answer": {code: [f"{CITIES[code][other]}, no doubt" for other in (0, 1, 2)] for code in languages},
+    }
+
+
+def text(item: int) -> dict:
+    return {code: f"{COUNTRIES[item]} {' '.join(CITIES[code][: item + 1])}!" for code in LANGUAGES}
+
+
+LINES = {
+    "forget": [cloze(item, 4) for item in range(3)] + [cloze(3, 1)],
+    "retain": [qa(3)],
+    "valid": [text(item) for item in range(4)],
+}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Tokenized rows of a cloze, a qa and a text split."""
+    lines = {split: [json.dumps(line, ensure_ascii=False) for line in found] for split, found in LINES.items()}
+    bpe = ByteLevelBPETokenizer()
+    corpus = [line for found in lines.values() for line in found]
+    bpe.train_from_iterator(corpus, vocab_size=290, min_frequency=1, show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
+    items = {
+        split: [parse_line(line, f"{split}:{number}") for number, line in enumerate(found, 1)]
+        for split, found in lines.items()
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        data = tokenize_splits(items, tokenizer, TRAINED, HELDOUT, max_seq_length=120)
+    assert not any(count for by_language in data.dropped_rows.values() for count in by_language.values())
+    return data.datasets
+
+
+def model_with(seed=3, head=True, kind="llama"):
+    model = tiny_model(kind, seed, torch.float64, vocab_size=290)
+    if head:
+        attach_head(model)
+    return model
+
+
+def evaluator(batch_size=4):
+    return MultilingualEvaluator(LANGUAGES, len(TRAINED), 0, batch_size, show_progress=False)
+
+
+@pytest.fixture(scope="module")
+def found(rows):
+    return evaluator()(model_with(), rows, torch.device("cpu"))
+
+
+# ---- the independent computation -----------------------------------------------------------------------------------
+
+
+class Token:
+    """What plain logits say about one token given those before it."""
+
+    def __init__(self, logits, target):
+        log_p = torch.log_softmax(logits, -1)
+        p = log_p.exp()
+        self.target, self.greedy = target, int(logits.argmax())
+        self.nll = -float(log_p[target])
+        mean = float((p * log_p).sum())
+        spread = math.sqrt(float((p * (log_p - mean) ** 2).sum()))
+        self.normed = (mean + self.nll) / spread
+
+
+@torch.no_grad()
+def read(model, ids):
+    """A :class:`Token` for every position but the first, of one sequence alone, without padding."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0]
+    return [Token(logits[t - 1], ids[t]) for t in range(1, len(ids))]
+
+
+def labelled(tokens, labels):
+    return [token for token, label in zip(tokens, labels[1:], strict=True) if label != -100]
+
+
+def mean(values):
+    values = list(values)
+    return math.fsum(values) / len(values)
+
+
+def largest_fifth(values):
+    return mean(sorted(values, reverse=True)[: max(1, len(values) // 5)])
+
+
+def naive_row(tokens):
+    hits = [token.greedy == token.target for token in tokens]
+    first = next(k for k in range(len(hits) + 1) if all(hits[k:]))
+    return {
+        "memorization_accuracy": mean(hits),
+        "extraction_strength": 1 - first / len(hits),
+        "probability": math.exp(-mean(token.nll for token in tokens)),
+        "min_k": largest_fifth([token.nll for token in tokens]),
+        "min_k_plus_plus": largest_fifth([token.normed for token in tokens]),
+    }
+
+
+def rank(losses, correct):
+    best = min(loss for loss, right in zip(losses, correct, strict=True) if right)
+    return 1 + sum(loss <= best for loss, right in zip(losses, correct, strict=True) if not right)
+
+
+def naive_probe(model, rows, language):
+    ranks, answer_ranks, right_sentences, sizes = [], [], [], []
+    for row in rows:
+        sentences = [read(model, ids) for ids in row["candidate_input_ids"]]
+        # The paper leaves the last token, a full stop, out; in Chinese it does not.
+        end = None if language == "zh" else -1
+        losses = [mean(token.nll for token in sentence[:end]) for sentence in sentences]
+        answers = [
+            mean(token.nll for token in labelled(sentence, labels))
+            for sentence, labels in zip(sentences, row["candidate_labels"], strict=True)
+        ]
+        ranks.append(rank(losses, row["candidate_correct"]))
+        answer_ranks.append(rank(answers, row["candidate_correct"]))
+        right_sentences.append([token.nll for token in sentences[row["candidate_correct"].index(True)]])
+        sizes.append(len(losses))
+    several = [r for r, size in zip(ranks, sizes, strict=True) if size > 1]
+    return {
+        "probing_accuracy": mean(r == 1 for r in ranks),
+        "probing_accuracy_several_candidates": mean(r == 1 for r in several),
+        "probing_accuracy_answer_tokens": mean(r == 1 for r in answer_ranks),
+        "mean_reciprocal_rank": mean(1 / r for r in ranks),
+        "probing_rows": len(ranks),
+        "probing_rows_several_candidates": len(several),
+        "sentence_perplexity": math.exp(mean(nll for sentence in right_sentences for nll in sentence)),
+    }
+
+
+def naive(model, dataset, index):
+    rows = [row for row in dataset if row["language"] == index]
+    tokens = [labelled(read(model, row["input_ids"]), row["labels"]) for row in rows]
+    per_row = [naive_row(row) for row in tokens]
+    nll = [token.nll for row in tokens for token in row]
+    figures = {name: mean(row[name] for row in per_row) for name in per_row[0]} | {
+        "loss": mean(nll),
+        "perplexity": math.exp(mean(nll)),
+        "token_probability": mean(math.exp(-x) for x in nll),
+        "rows": len(rows),
+        "tokens": len(nll),
+    }
+    if rows[0]["candidate_input_ids"]:
+        figures |= naive_probe(model, rows, LANGUAGES[index])
+    return figures
+
+
+# ---- tests --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("split", "languages"), [("forget", LANGUAGES), ("retain", ["en", "sw"]), ("valid", LANGUAGES)]
+)
+def test_every_figure_equals_plain_logits_and_loops(split, languages, rows, found):
+    model = model_with(head=False)
+    assert list(found[split]) == languages
+    for language in languages:
+        expected = naive(model, rows[split], LANGUAGES.index(language))
+        assert found[split][language] == pytest.approx(expected, rel=NOISE), (split, language)
+        assert ("probing_accuracy" in expected) == (split != "valid")
+
+
+def test_figures_differ_where_the_scorings_do(found):
+    """The comparison above would say little if every candidate ranked alike."""
+    figures = [found["forget"][language] for language in LANGUAGES] + list(found["retain"].values())
+    assert len({f["mean_reciprocal_rank"] for f in figures}) > 3
+    assert any(f["probing_accuracy"] != f["probing_accuracy_answer_tokens"] for f in figures)
+    assert any(f["probing_accuracy"] != f.get("probing_accuracy_several_candidates") for f in figures)
+    assert found["forget"]["en"]["probing_rows_several_candidates"] == 3
+    assert found["forget"]["en"]["probing_rows"] == 4
+
+
+@pytest.fixture(scope="module")
+def trained_state(rows):
+    """Weights after some steps on the rows: hits are neither all right nor all wrong."""
+    model = model_with(head=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sequences = [row for split in ("forget", "valid") for row in rows[split]]
+    width = max(len(row["input_ids"]) for row in sequences)
+    ids, labels = (
+        torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in sequences])
+        for name, fill in (("input_ids", 0), ("labels", -100))
+    )
+    for _ in range(25):
+        logits = model(input_ids=ids).logits[:, :-1]
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_neither_batches_nor_the_order_of_rows_change_a_figure(batch_size, rows, trained_state):
+    model = model_with()
+    model.load_state_dict(trained_state)
+    plain = model_with(head=False)
+    plain.load_state_dict(trained_state)
+    shuffled = {split: dataset.shuffle(seed=batch_size) for split, dataset in rows.items()}
+    figures = evaluator(batch_size)(model, shuffled, torch.device("cpu"))
+    for split in rows:
+        for language, found in figures[split].items():
+            assert found == pytest.approx(naive(plain, rows[split], LANGUAGES.index(language)), rel=NOISE)
+    assert 0 < figures["valid"]["en"]["extraction_strength"] <= figures["valid"]["en"]["memorization_accuracy"] < 1
+
+
+def test_heldout_languages_and_candidates_can_be_left_out(rows, found):
+    trained = evaluator()(model_with(), rows, torch.device("cpu"), heldout=False)
+    for split in rows:
+        assert list(trained[split]) == [code for code in found[split] if code in TRAINED]
+        for language in trained[split]:
+            assert trained[split][language] == pytest.approx(found[split][language], rel=NOISE)
+    cheap = evaluator()(model_with(), rows, torch.device("cpu"), probing=False)
+    for split, by_language in cheap.items():
+        for language, figures in by_language.items():
+            assert not any(name.startswith(("probing", "sentence", "mean_reciprocal")) for name in figures)
+            assert figures == pytest.approx({name: found[split][language][name] for name in figures}, rel=NOISE)
+
+
+def test_rows_without_candidate_columns_are_measured(rows, found):
+    bare = rows["valid"].select_columns(["input_ids", "labels", "language", "item"])
+    figures = evaluator()(model_with(), {"valid": bare}, torch.device("cpu"))
+    assert list(figures) == ["valid"]
+    for language, expected in found["valid"].items():
+        assert figures["valid"][language] == pytest.approx(expected, rel=NOISE)
+
+
+def test_a_split_in_none_of_the_languages_is_left_out(rows):
+    only_german = rows["valid"].filter(lambda row: row["language"] == 3)
+    assert evaluator()(model_with(), {"valid": only_german}, torch.device("cpu"), heldout=False) == {}
+
+
+def test_dropout_is_off_during_the_evaluation_and_the_mode_is_put_back(rows):
+    model = model_with(kind="gpt2")
+    expected = evaluator()(model, rows, torch.device("cpu"))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    model.train()
+    assert evaluator()(model, rows, torch.device("cpu")) == expected
+    assert model.training
+    model.eval()
+    evaluator()(model, rows, torch.device("cpu"))
+    assert not model.training
+
+
+def test_flat_keys_hold_every_figure_the_mean_and_the_worst(found):
+    flat = flatten_figures(found, TRAINED, "eval")
+    for split, by_language in found.items():
+        trained = [by_language[code] for code in TRAINED if code in by_language]
+        for language, figures in by_language.items():
+            for name, value in figures.items():
+                assert flat[f"eval_{split}_{language}_{name}"] == value
+        for name in ("memorization_accuracy", "loss", "perplexity", "min_k", "probability"):
+            values = [figures[name] for figures in trained]
+            assert flat[f"eval_{split}_{name}"] == pytest.approx(mean(values), rel=1e-12)
+            # On the forget set the worst language is the best known one.
+            known_best = (max if name in ("memorization_accuracy", "probability") else min)(values)
+            known_least = (min if name in ("memorization_accuracy", "probability") else max)(values)
+            assert flat[f"eval_{split}_worst_{name}"] == (known_best if split == "forget" else known_least)
+    assert not any(key.endswith(("worst_rows", "worst_tokens", "forget_rows", "forget_probing_rows")) for key in flat)
+
+
+def test_held_out_languages_do_not_enter_means_and_worst_cases():
+    figures = {"valid": {"en": {"loss": 1.0, "rows": 2}, "sw": {"loss": 3.0, "rows": 4}, "de": {"loss": 9.0}}}
+    flat = flatten_figures(figures, ["en", "sw"], "test")
+    assert flat == {
+        "test_valid_en_loss": 1.0,
+        "test_valid_en_rows": 2,
+        "test_valid_sw_loss": 3.0,
+        "test_valid_sw_rows": 4,
+        "test_valid_de_loss": 9.0,
+        "test_valid_loss": 2.0,
+        "test_valid_worst_loss": 3.0,
+    }
+    assert flatten_figures({"valid": {"de": {"loss": 9.0}}}, ["en"]) == {"eval_valid_de_loss": 9.0}
+
+
+def test_a_metric_that_the_first_language_lacks_has_its_mean_all_the_same():
+    figures = {"retain": {"en": {"loss": 1.0}, "sw": {"loss": 1.0, "probing_accuracy": 0.25}}}
+    flat = flatten_figures(figures, ["en", "sw"])
+    assert flat["eval_retain_probing_accuracy"] == flat["eval_retain_worst_probing_accuracy"] == 0.25
+
+
+def test_the_evaluate_modules_give_the_same_numbers(rows, trained_state, tmp_path, monkeypatch):
+    import evaluate
+
+    monkeypatch.setattr(evaluate.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in [name for name in sys.modules if name.startswith("evaluate_modules")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def compute(name, predictions, references):
+        module = evaluate.load(module_path(name), cache_dir=str(tmp_path / "data"))
+        return module.compute(predictions=predictions, references=references)
+
+    model = model_with()
+    model.load_state_dict(trained_state)
+    found = evaluator()(model, rows, torch.device("cpu"))["forget"]
+    for index, language in enumerate(LANGUAGES):
+        chosen = [row for row in rows["forget"] if row["language"] == index]
+        tokens = [labelled(read(model, row["input_ids"]), row["labels"]) for row in chosen]
+        greedy, true = ([[getattr(t, name) for t in row] for row in tokens] for name in ("greedy", "target"))
+        for name in ("memorization_accuracy", "extraction_strength"):
+            assert compute(name, greedy, true)[name] == pytest.approx(found[language][name], rel=1e-12)
+        sums = compute("perplexity", [math.fsum(t.nll for t in row) for row in tokens], [len(row) for row in tokens])
+        assert sums["perplexity"] == pytest.approx(found[language]["perplexity"], rel=NOISE)
+        end = None if language == "zh" else -1
+        sentences = [[read(model, ids)[:end] for ids in row["candidate_input_ids"]] for row in chosen]
+        losses = [[mean(t.nll for t in sentence) for sentence in row] for row in sentences]
+        probing = compute("probing_accuracy", losses, [row["candidate_correct"] for row in chosen])
+        assert probing["probing_accuracy"] == found[language]["probing_accuracy"]
+        assert probing["mean_reciprocal_rank"] == pytest.approx(found[language]["mean_reciprocal_rank"], rel=1e-12)
