@@ -380,8 +380,8 @@ FLAGS = {
         ["--gradient_accumulation_steps", "at least 1"],
     ),
     "distill_constant above 1": (flags("--distill_constant", "1.2"), ["--distill_constant must be 0 to 1, not 1.2"]),
-    "target from nothing": (
-        both(without("valid"), flags("--forget_weighting", "target")),
+    "target from nothing": (  # refused before the stage, of which the output folder would show traces
+        both(without("valid"), flags("--forget_weighting", "target", "--memorize_first", "--memorize_epochs", "1")),
         ["--forget_weighting target", "--valid_file", "--forget_target"],
     ),
     "target without evaluation": (

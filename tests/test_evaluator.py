@@ -86,7 +86,7 @@ def rows(tmp_path_factory):
     return data.datasets
 
 
-def model_with(seed=3, head=True, kind="llama"):
+def model_with(seed=1, head=True, kind="llama"):
     model = tiny_model(kind, seed, torch.float64, vocab_size=290)
     if head:
         attach_head(model)
@@ -214,12 +214,15 @@ def test_every_figure_equals_plain_logits_and_loops(split, languages, rows, foun
         assert ("probing_accuracy" in expected) == (split != "valid")
 
 
-def test_figures_differ_where_the_scorings_do(found):
+def test_figures_differ_where_the_scorings_do(rows, found):
     """The comparison above would say little if every candidate ranked alike."""
     figures = [found["forget"][language] for language in LANGUAGES] + list(found["retain"].values())
     assert len({f["mean_reciprocal_rank"] for f in figures}) > 3
     assert any(f["probing_accuracy"] != f["probing_accuracy_answer_tokens"] for f in figures)
     assert any(f["probing_accuracy"] != f.get("probing_accuracy_several_candidates") for f in figures)
+    chinese = [row for row in rows["forget"] if row["language"] == LANGUAGES.index("zh")]
+    without_the_last_token = naive_probe(model_with(head=False), chinese, "en")
+    assert found["forget"]["zh"]["probing_accuracy"] != without_the_last_token["probing_accuracy"]
     assert found["forget"]["en"]["probing_rows_several_candidates"] == 3
     assert found["forget"]["en"]["probing_rows"] == 4
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from unlearn_trainer.arguments import UnlearnConfig
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, row_figures
-from unlearn_trainer.lm_head import Segment, attach_head
+from unlearn_trainer.lm_head import Segment, Segments, attach_head
 from unlearn_trainer.trainer import UnlearnTrainer
 
 GOLDEN = Path(os.environ.get("UNLEARN_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
@@ -156,6 +156,6 @@ def check_metrics(folder, figure, close):
     columns = (labels[0, 1:] != -100).nonzero()[:, 0]
     segment = Segment(columns, labels[0, 1:][columns], frozenset({"nll", "log_prob_moments"}))
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), segments=[segment])
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), segments=Segments(segment))
     wide = row_figures(segment.statistics, torch.zeros_like(columns), 1, min_k_ratio=0.4)
     assert wide["min_k"].item() == pytest.approx(expected["min_k_0_4"], **close)

@@ -7,7 +7,7 @@ from torch import nn
 
 from unlearn_trainer import lm_head
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.lm_head import Segment, attach_head
+from unlearn_trainer.lm_head import Segment, Segments, attach_head
 
 
 def batch(rows=4, length=11, seed=3):
@@ -74,7 +74,7 @@ def test_loss_gradients_and_statistics_equal_the_naive_twin(kind, temperature, m
     with torch.no_grad():
         hidden = teacher(input_ids=ids, attention_mask=mask, positions=positions)["hidden"]
     segment = segment_of(positions, targets, teacher_head, temperature, hidden, needs)
-    loss = model(input_ids=ids, attention_mask=mask, segments=[segment])["loss"]
+    loss = model(input_ids=ids, attention_mask=mask, segments=Segments(segment))["loss"]
     loss.backward()
 
     assert loss.item() == pytest.approx(expected.item(), rel=tolerance)
@@ -97,9 +97,9 @@ def test_segments_add_up_and_positions_may_repeat():
     model = tiny_model(dtype=torch.float64)
     ids, mask, positions, targets = batch()
     attach_head(model)
-    whole = model(input_ids=ids, attention_mask=mask, segments=[segment_of(positions, targets)])["loss"]
+    whole = model(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(positions, targets)))["loss"]
     twice = [segment_of(positions, targets), segment_of(positions, targets)]
-    both = model(input_ids=ids, attention_mask=mask, segments=twice)["loss"]
+    both = model(input_ids=ids, attention_mask=mask, segments=Segments(*twice))["loss"]
     assert both.item() == pytest.approx(2 * whole.item())
     whole.backward()
     single = model.lm_head.weight.grad.clone()
@@ -113,7 +113,7 @@ def test_empty_segment_gives_zero_loss_and_zero_gradients():
     ids, mask, *_ = batch()
     attach_head(model)
     none = torch.zeros(0, dtype=torch.long)
-    loss = model(input_ids=ids, attention_mask=mask, segments=[segment_of(none, none)])["loss"]
+    loss = model(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(none, none)))["loss"]
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in model.parameters())
@@ -125,7 +125,7 @@ def test_a_frozen_head_gets_no_gradient_and_its_body_does():
     model(input_ids=ids, attention_mask=mask)
     model.lm_head.weight.requires_grad_(False)
     attach_head(model)
-    model(input_ids=ids, attention_mask=mask, segments=[segment_of(positions, targets)])["loss"].backward()
+    model(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(positions, targets)))["loss"].backward()
     assert model.lm_head.weight.grad is None
     assert model.model.layers[0].mlp.up_proj.weight.grad.norm() > 0
 
@@ -148,7 +148,7 @@ def test_a_head_that_is_no_plain_linear_layer_goes_through_autograd():
     wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     attach_head(model)
-    model(input_ids=ids, attention_mask=mask, segments=[segment_of(positions, targets)])["loss"].backward()
+    model(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(positions, targets)))["loss"].backward()
     for name, parameter in model.named_parameters():
         assert relative(parameter.grad, wanted[name]) < 1e-9, name
 
@@ -162,7 +162,7 @@ def test_bfloat16_agrees_with_float32_to_rounding():
     gradients = []
     for each in (model, rounded):
         attach_head(each)
-        loss = each(input_ids=ids, attention_mask=mask, segments=[segment_of(positions, targets)])["loss"]
+        loss = each(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(positions, targets)))["loss"]
         assert loss.dtype == torch.float32
         loss.backward()
         gradients.append((loss.item(), each.lm_head.weight.grad.float()))
@@ -177,7 +177,7 @@ def test_autocast_matches_the_models_own_logits_under_autocast():
         logits = model(input_ids=ids, attention_mask=mask).logits.flatten(0, 1)[positions].float()
         attach_head(model)
         segment = segment_of(positions, targets)
-        loss = model(input_ids=ids, attention_mask=mask, segments=[segment])["loss"]
+        loss = model(input_ids=ids, attention_mask=mask, segments=Segments(segment))["loss"]
     loss.backward()
     nll = -logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
     torch.testing.assert_close(segment.statistics.nll, nll.detach(), rtol=1e-3, atol=1e-3)
@@ -210,4 +210,4 @@ def test_a_logit_transform_that_cannot_be_chunked_is_refused(monkeypatch):
     attach_head(model)
     ids, mask, positions, targets = batch()
     with pytest.raises(ConfigError, match="neither|other than a scale"):
-        model(input_ids=ids, attention_mask=mask, segments=[segment_of(positions, targets)])
+        model(input_ids=ids, attention_mask=mask, segments=Segments(segment_of(positions, targets)))

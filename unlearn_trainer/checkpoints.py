@@ -1,13 +1,18 @@
-"""What lies in an output folder: earlier results, checkpoints to go on from."""
+"""What lies in an output folder: earlier results, and checkpoints that are there as a whole or not at all."""
 
+import contextlib
+import os
+import shutil
+import signal
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
 from .arguments import UnlearnConfig
 from .errors import ConfigError
 
 RESULTS = "results.json"
+UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
 LAST_WRITTEN = "trainer_state.json"  # of the files of a checkpoint
 
 
@@ -21,6 +26,8 @@ def checkpoint_to_resume(args: UnlearnConfig) -> str | None:
             is none, or was not written to its end.
     """
     output = Path(args.output_dir)
+    if args.process_index == 0:
+        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
     for place in (output, *output.parents):
         if place.is_file():
             raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
@@ -46,3 +53,89 @@ def _whole(checkpoint: str) -> str:
             "was cut short; name another, or delete it to go on from the one before"
         )
     return checkpoint
+
+
+class WholeCheckpoints:
+    """Mix-in before ``Trainer``: a checkpoint appears under its name only when every process has written its part.
+
+    It is written below ``unfinished`` and renamed at the end, so that a kill or a full disk at any moment leaves the
+    earlier checkpoints and nothing that looks like one; older ones are deleted only after that.
+    """
+
+    _staging: str | None = None
+
+    def _get_output_dir(self, trial) -> str:
+        return self._staging or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        output = super()._get_output_dir(trial)
+        name = f"checkpoint-{self.state.global_step}"
+        staged, final = Path(output) / UNFINISHED / name, Path(output) / name
+        writes = self.args.should_save
+        if writes:
+            shutil.rmtree(staged, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._staging = str(staged.parent)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        # The Trainer looked for the best checkpoint beside the one it wrote.
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(final)
+        if writes:
+            self.state.save_to_json(str(staged / LAST_WRITTEN))
+            if final.exists():
+                os.replace(final, staged.with_name(f"{name}.old"))
+            os.replace(staged, final)
+            shutil.rmtree(staged.parent)
+            rotate_checkpoints(
+                output_dir=output,
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=True,
+            )
+        self.accelerator.wait_for_everyone()
+
+
+class StopSignal:
+    """Within the context, SIGTERM (a cluster's warning) only sets ``received``; outside it is what it was."""
+
+    def __init__(self):
+        self.received = False
+
+    def __enter__(self):
+        self._earlier = None
+        with contextlib.suppress(ValueError):  # outside the main thread the signal is someone else's
+            self._earlier = signal.signal(signal.SIGTERM, self._receive)
+        return self
+
+    def __exit__(self, *exception):
+        if self._earlier is not None:
+            signal.signal(signal.SIGTERM, self._earlier)
+
+    def _receive(self, number, frame):
+        self.received = True
+
+
+def check_identity(saved: dict | None, now: dict) -> None:
+    """Refuse to go on with another run's checkpoint.
+
+    Args:
+        saved, now: ``UnlearnTrainer.identity()`` of the run that wrote it and of this one.
+
+    Raises:
+        ConfigError: names what differs; the teacher's signature may differ by the rounding of another engine.
+    """
+    for name, value in now.items():
+        before = (saved or {}).get(name)
+        if name == "teacher" and None not in (before, value) and abs(before - value) <= 0.01 * abs(value):
+            continue
+        if before != value:
+            shown = [" ".join(v) if isinstance(v, list) else v for v in (before, value)]
+            flag = name if " " in name or name == "teacher" else f"--{name}"
+            raise ConfigError(
+                f"the checkpoint was made with {flag} {shown[0]}, not {shown[1]}: give the same to resume it, or "
+                "choose another --output_dir"
+            )

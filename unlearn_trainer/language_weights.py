@@ -132,6 +132,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         self.forget = [1.0] * count
         self.retain = [1.0] * count
         self.distill = [self.policy.distill_constant] * count
+        self.identity: dict | None = None
         self.figures_at_start: dict | None = None
         self.start = [1.0] * count
         self.target = [0.0] * count

@@ -78,6 +78,20 @@ class Segment:
     statistics: TokenStatistics | None = None
 
 
+class Segments:
+    """The segments of one forward, in a class of its own for a reason.
+
+    Engines copy the lists, dicts and dataclasses among a forward's arguments; what the forward fills in has to come
+    back in the very objects that were passed.
+    """
+
+    def __init__(self, *segments: Segment):
+        self.segments = segments
+
+    def __iter__(self):
+        return iter(self.segments)
+
+
 class VocabularyHead:
     """A model's output projection with the scale and soft cap its ``forward`` applies to the logits.
 
@@ -133,13 +147,15 @@ class VocabularyHead:
         """Find scale and soft cap once; sharded models only can when called from inside their wrapped forward."""
         if self._constants is not None:
             return
-        # In the head's dtype: 1e-3 is in the linear part of every soft cap in use, 1e4 far beyond its knee.
-        parameter = next(self.module.parameters())
+        # 1e-3 is in the linear part of every soft cap in use, 1e4 far beyond its knee.
         values = torch.tensor([1e-3, 1.0, 30.0, 1e4, -1e4], dtype=torch.float32)
+        dtypes = []
 
         def stand_in(hidden):
+            dtypes.append(hidden.dtype)
             return values.to(hidden.device, hidden.dtype).expand(*hidden.shape[:-1], -1)
 
+        parameter = next(self.module.parameters())
         training = [module for module in model.modules() if module.training]
         model.eval()
         ids = torch.zeros(1, 1, dtype=torch.long, device=parameter.device)
@@ -148,7 +164,8 @@ class VocabularyHead:
         for module in training:
             module.training = True
         seen = seen[0, -1].float().cpu()
-        rounding = torch.finfo(parameter.dtype).eps if parameter.dtype.itemsize < 4 else 1e-5
+        # Under mixed precision the logits are coarser than the weights.
+        rounding = max(torch.finfo(dtypes[-1]).eps, 1e-5)
         scale = (seen[0] / values[0]).item()
         cap = None
         if abs(seen[3] - scale * values[3]) > 4 * rounding * abs(scale * values[3]):
@@ -159,7 +176,7 @@ class VocabularyHead:
         if not torch.allclose(seen, expected, rtol=8 * rounding, atol=8 * rounding * (cap or 1.0)):
             raise ConfigError(
                 f"{type(model).__name__} changes its logits by something other than a scale and a tanh soft cap; "
-                "its vocabulary head cannot be computed in chunks"
+                f"its vocabulary head cannot be computed in chunks (sent {values.tolist()}, saw {seen.tolist()})"
             )
         self._constants = scale, cap
 
@@ -223,7 +240,7 @@ def _snap(value: float, rounding: float) -> float:
 def attach_head(model: nn.Module) -> VocabularyHead:
     """Give ``model.forward`` the keyword ``segments`` and return the model's :class:`VocabularyHead`.
 
-    With ``segments``, a list of :class:`Segment`, the forward fills them in and returns ``{"loss": ...}``, a scalar;
+    With ``segments``, a :class:`Segments`, the forward fills them in and returns ``{"loss": ...}``, a scalar;
     with ``positions`` it returns ``{"hidden": ...}`` [n, d], the final hidden states there. Without them it is the
     model's own forward. Everything runs inside the wrapped forward, so DDP, ZeRO and FSDP gather and reduce through
     their own hooks. Attaching twice returns the first head.
@@ -270,7 +287,7 @@ def _final_hidden(forward: Callable, head: VocabularyHead, args, kwargs) -> torc
     return captured[-1].flatten(0, -2)
 
 
-def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: list[Segment]) -> torch.Tensor:
+def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: Segments) -> torch.Tensor:
     """Fill in every segment from the final hidden states ``hidden`` [positions, d] and return the summed loss."""
     trained = {n: p for n, p in head.module.named_parameters() if p.requires_grad} if torch.is_grad_enabled() else {}
     return _FusedHead.apply(hidden, head, segments, list(trained), *trained.values())

@@ -15,17 +15,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
 from .arguments import UnlearnConfig, did_you_mean
+from .checkpoints import StopSignal, WholeCheckpoints, check_identity
+from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures, row_figures
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
-from .lm_head import Segment, TokenStatistics, attach_head
+from .lm_head import Segment, Segments, TokenStatistics, attach_head
 from .objectives import COUNTERS, FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective, predicted
 from .teacher import AdapterTeacher, ResidentTeacher, frozen_copy
 
 
-class UnlearnTrainer(Trainer):
+class UnlearnTrainer(WholeCheckpoints, Trainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
@@ -106,7 +108,9 @@ class UnlearnTrainer(Trainer):
         )
         self._logged_losses = torch.zeros(len(SIDES), dtype=torch.float64, device=args.device)
         self._steps_at_log = 0
-        for noisy, compact in ((ProgressCallback, _CompactProgress), (PrinterCallback, _CompactPrinter)):
+        self._stop_signal = StopSignal()
+        self.terminated = False
+        for noisy, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(noisy) is not None:
                 self.add_callback(compact)
 
@@ -131,22 +135,34 @@ class UnlearnTrainer(Trainer):
         """The callback that owns the weights; resuming replaces it, so it is looked up each time."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, LanguageWeightCallback))
 
-    def check_resumed_weights(self) -> None:
-        """Refuse to go on with the weights of another run, which a checkpoint brings back with all their settings.
+    def identity(self) -> dict:
+        """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
+        args = self.args
+        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {
+            "languages": self.languages,
+            **dataclasses.asdict(WeightPolicy.from_config(args)),
+            **{name: getattr(args, name) for name in ("forget_objective", "retain_objective", "schedule")},
+            **{name: getattr(args, name) for name in ("language_sampling", "seed", "data_seed", "lingtea_alignment")},
+            "rows of an optimizer step": rows_per_step,
+            **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
+            "teacher": self._teacher_signature(),
+        }
 
-        Raises:
-            ConfigError: the checkpoint was made with other languages or other flags of the language weights.
-        """
-        found, policy = self.language_weights, WeightPolicy.from_config(self.args)
-        settings = [("languages", found.languages, self.languages)]
-        for field in dataclasses.fields(policy):
-            settings.append((field.name, getattr(found.policy, field.name), getattr(policy, field.name)))
-        for name, saved, given in settings:
-            if saved != given:
-                raise ConfigError(
-                    f"the checkpoint was made with --{name} {_flag(saved)}, not {_flag(given)}: give the same to "
-                    "resume it, or choose another --output_dir"
-                )
+    def _teacher_signature(self) -> float | None:
+        """A figure that tells one teacher from another under any engine: the size of one row's hidden states."""
+        if not isinstance(self.teacher, ResidentTeacher):
+            return None
+        side = "retain" if self._items["retain"] else "forget"
+        row = next(iter(self._items[side][0].values()))
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
+        positions = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
+        return self._teacher_hidden(batch, torch.zeros_like(positions[:1]), positions).float().norm().item()
+
+    def train(self, *args, **kwargs):
+        """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``)."""
+        with self._stop_signal:
+            return super().train(*args, **kwargs)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -214,10 +230,10 @@ class UnlearnTrainer(Trainer):
             rows = (inputs["is_forget"] == (side == "forget")).nonzero()[:, 0]
             segments[side], rows_of[side] = self._segment(objective, index, inputs, rows, num_items_in_batch[index])
         with self._teacher_head():
-            outputs = model(**batch, segments=list(segments.values()))
+            outputs = model(**batch, segments=Segments(*segments.values()))
         loss = outputs["loss"]
         figures = {side: self._row_figures(segments[side], *rows_of[side]) for side in segments}
-        self._refuse_nonfinite(loss, figures, inputs["language"], rows_of)
+        self._agree(loss, figures, inputs["language"], rows_of)
         for side, segment in segments.items():
             if segment.terms is not None:
                 self._logged_losses[SIDES.index(side)] += segment.terms.sum()
@@ -293,17 +309,21 @@ class UnlearnTrainer(Trainer):
             figures["teacher_probability"] = torch.zeros_like(figures["nll"]).index_add_(0, row_of, probability)
         return figures
 
-    def _refuse_nonfinite(self, loss, figures, language, rows_of):
-        """Stop on every process before a NaN reaches the weights."""
-        broken = torch.zeros(len(self.languages) + 1, device=loss.device)
-        broken[-1] = ~torch.isfinite(loss.detach())
+    def _agree(self, loss, figures, language, rows_of):
+        """Let all processes know of a NaN, before it reaches the weights, and of a wish to stop."""
+        # One small reduction a batch carries the languages with NaN, the loss itself, and whether to stop.
+        broken = torch.zeros(len(self.languages) + 2, device=loss.device)
+        broken[-2] = ~torch.isfinite(loss.detach())
+        broken[-1] = self._stop_signal.received
         for side, found in figures.items():
             bad = ~torch.isfinite(found["nll"])
             broken.index_put_((language[rows_of[side][0]],), bad.to(broken.dtype), accumulate=True)
         if self.args.world_size > 1:
             broken = reduce(broken, reduction="sum")
-        if bool(broken.any()):
-            names = [name for name, flag in zip(self.languages, broken[:-1].tolist(), strict=True) if flag]
+        *languages, loss_broken, stop = broken.tolist()
+        self.terminated = self.terminated or bool(stop)
+        if loss_broken or any(languages):
+            names = [name for name, flag in zip(self.languages, languages, strict=True) if flag]
             raise TrainingDiverged(
                 f"the loss is NaN or infinite at optimizer step {self.state.global_step + 1}, "
                 f"language {', '.join(names) or 'unknown'}; the weights were not changed by it. Lower --learning_rate "
@@ -427,32 +447,16 @@ class _RunEvents(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
+        weights, identity = self.trainer.language_weights, self.trainer.identity()
         if state.global_step == 0:
+            weights.identity = identity
             self.trainer.measure_start()
-        self.trainer.check_resumed_weights()
+        else:
+            check_identity(weights.identity, identity)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.start_epoch(state.global_step)
 
-
-def _flag(value) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
-
-
-def _compact(logs: dict | None) -> dict:
-    """What fits on a console line: no single languages, no weights; trackers and the history get everything."""
-    logs = logs or {}
-    if "eval_runtime" not in logs:
-        return {key: value for key, value in logs.items() if not key.startswith("weights/")}
-    shown = ("unlearning_score", "forget_worst_memorization_accuracy", "retain_perplexity", "valid_perplexity")
-    return {key: value for key, value in logs.items() if key.removeprefix("eval_") in (*shown, "epoch")}
-
-
-class _CompactProgress(ProgressCallback):
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=_compact(logs), **kwargs)
-
-
-class _CompactPrinter(PrinterCallback):
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        super().on_log(args, state, control, logs=_compact(logs), **kwargs)
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.terminated:
+            control.should_save = control.should_training_stop = True

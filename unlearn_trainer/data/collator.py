@@ -1,5 +1,7 @@
 """From tokenized rows to one flat, padded batch that holds forget and retain rows side by side."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +28,16 @@ class TrainingRows(Dataset):
 
     def __len__(self) -> int:
         return sum(map(len, self._splits.values()))
+
+    def digests(self) -> dict[str, str]:
+        """A digest of each split's rows: equal for equal rows, whatever file or cache they came from."""
+        found = {}
+        for is_forget, split in self._splits.items():
+            digest = hashlib.sha256()
+            for values in split:
+                digest.update(json.dumps([values[name] for name in self.columns]).encode())
+            found["forget" if is_forget else "retain"] = digest.hexdigest()[:16]
+        return found
 
     def __getitem__(self, pair: tuple[bool, int]) -> dict:
         is_forget, row = pair

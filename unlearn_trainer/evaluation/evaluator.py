@@ -16,7 +16,7 @@ from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..lm_head import Segment, TokenStatistics
+from ..lm_head import Segment, Segments, TokenStatistics
 from . import metrics
 
 # Figures of one sequence, in the order of the table's columns.
@@ -191,7 +191,7 @@ class MultilingualEvaluator:
             targets=ids[rows, columns].to(device),
             needs=frozenset({"nll", "log_prob_moments"}),
         )
-        model(input_ids=ids.to(device), attention_mask=mask.to(device), segments=[segment])
+        model(input_ids=ids.to(device), attention_mask=mask.to(device), segments=Segments(segment))
         found = {k: v.cpu() for k, v in vars(segment.statistics).items() if v is not None}
         chosen = labelled[rows, columns]
         figures = row_figures(
