@@ -5,7 +5,6 @@ python run_unlearn.py quickstart
 accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 """
 
-import dataclasses
 import os
 import shutil
 import sys
@@ -18,15 +17,15 @@ from accelerate import PartialState
 from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
-from unlearn_trainer.errors import ConfigError, TrainingDiverged, UnlearnError
+from unlearn_trainer.engines import leave_process_group, start_deepspeed_on_cpu
+from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
-from unlearn_trainer.language_weights import WeightPolicy
 from unlearn_trainer.models import apply_peft, load_model, load_tokenizer
 from unlearn_trainer.parser import parse_arguments
-from unlearn_trainer.stages import stage_folder
+from unlearn_trainer.stages import measured_splits, prepare_stages
 from unlearn_trainer.trainer import UnlearnTrainer
 
-EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
+EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_TERMINATED = 2, 3, 143
 SPLITS = ("forget", "retain", "valid", "test")
 
 
@@ -75,28 +74,6 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
     return tokenizer, data
 
 
-def prepare_stages(model_args, args: UnlearnConfig, data: TokenizedData, tokenizer):
-    """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
-    start, reference = model_args, args.never_seen_model
-    if reference:  # a mistake must not come to light after the training only
-        load_model(local_model(model_args, reference), tokenizer, "--never_seen_model")
-    if args.do_train:
-        WeightPolicy.from_config(args).check_measured(measured_splits(args, data))
-    if args.memorize_first:
-        start = local_model(model_args, stage_folder("memorized", "memorize", model_args, args, data, tokenizer))
-    if args.train_never_seen:
-        reference = stage_folder("never_seen", "retain_only", model_args, args, data, tokenizer)
-    return start, local_model(model_args, reference) if reference else None
-
-
-def local_model(model_args: ModelArguments, folder: Path) -> ModelArguments:
-    return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
-
-
-def measured_splits(args: UnlearnConfig, data: TokenizedData) -> list[str]:
-    return [split for split in SPLITS[:3] if split in data.datasets and (args.do_eval or args.do_predict)]
-
-
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:
     """The trainer of the method, with the splits that are measured: forget, retain, valid, and test for predict."""
     rows = data.datasets
@@ -118,6 +95,8 @@ def run(argv: list[str] | None = None) -> dict:
     model_args, data_args, args = parse_arguments(argv)
     if not (args.do_train or args.do_eval or args.do_predict or args.memorize_first or args.train_never_seen):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
+    if args.deepspeed_plugin is not None:
+        start_deepspeed_on_cpu()
     checkpoint = checkpoint_to_resume(args)
     tokenizer, data = load_data(model_args, data_args, args)
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
@@ -129,6 +108,8 @@ def run(argv: list[str] | None = None) -> dict:
         started = time.time()
         trainer.train(resume_from_checkpoint=checkpoint)
         timing["train_seconds"] = time.time() - started
+        if trainer.terminated:
+            raise Terminated(f"SIGTERM at step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
         trainer.save_model(args.output_dir)
     started = time.time()
     after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
@@ -160,18 +141,26 @@ def run(argv: list[str] | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Console entry: exit code 2 on bad input, 3 when training diverged."""
+    """Console entry. Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint."""
+    code = 1
     try:
         run(argv)
+        code = 0
     except UnlearnError as error:
-        sys.exit(_fail(f"error: {error}", EXIT_BAD_INPUT))
+        code = fail(f"error: {error}", EXIT_BAD_INPUT)
     except TrainingDiverged as error:
-        sys.exit(_fail(f"stopped: {error}", EXIT_DIVERGED))
+        code = fail(f"stopped: {error}", EXIT_DIVERGED)
+    except Terminated as error:
+        code = fail(f"stopped: {error}", EXIT_TERMINATED)
+    finally:
+        leave_process_group(code)
+    if code:
+        sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
+def fail(message: str, code: int) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(" ".join(message.split()), file=sys.stderr)
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
 

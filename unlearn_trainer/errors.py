@@ -15,3 +15,7 @@ class ConfigError(UnlearnError):
 
 class TrainingDiverged(RuntimeError):
     """The loss became NaN or infinite; names the optimizer step and the languages it came from."""
+
+
+class Terminated(RuntimeError):
+    """The run was told to stop (SIGTERM) and saved a checkpoint first."""

@@ -5,6 +5,7 @@ saw it nobody can say what "forgotten" looks like.
 """
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,36 @@ from transformers import PreTrainedTokenizerBase
 from .arguments import ModelArguments, UnlearnConfig
 from .data import TokenizedData
 from .errors import ConfigError
+from .language_weights import WeightPolicy
 from .models import load_model
 from .objectives import METHODS
 from .trainer import UnlearnTrainer
 
 DESCRIPTION = "stage.json"
+
+
+def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer):
+    """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
+    start, reference = model_args, args.never_seen_model
+    if reference:  # a mistake must not come to light after the training only
+        load_model(_local(model_args, reference), tokenizer, "--never_seen_model")
+    if args.do_train:
+        WeightPolicy.from_config(args).check_measured(measured_splits(args, data))
+    if args.memorize_first:
+        start = _local(model_args, stage_folder("memorized", "memorize", model_args, args, data, tokenizer))
+    if args.train_never_seen:
+        reference = stage_folder("never_seen", "retain_only", model_args, args, data, tokenizer)
+    return start, _local(model_args, reference) if reference else None
+
+
+def _local(model_args: ModelArguments, folder: Path | str) -> ModelArguments:
+    return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
+
+
+def measured_splits(args: UnlearnConfig, data: TokenizedData) -> list[str]:
+    """The splits measured before, during and after the training."""
+    wanted = ("forget", "retain", "valid") if args.do_eval or args.do_predict else ()
+    return [split for split in wanted if split in data.datasets]
 
 
 def stage_folder(

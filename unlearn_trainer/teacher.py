@@ -5,12 +5,10 @@ import copy
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
+from .engines import gathered, prepare_frozen
 from .errors import ConfigError
 from .lm_head import VocabularyHead, attach_head
 
@@ -26,38 +24,6 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
             "under ZeRO-3 the teacher cannot be copied from the student; pass teacher= to UnlearnTrainer"
         )
     return copy.deepcopy(model)
-
-
-def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """``model`` ready for forwards without gradients under the engine at hand; returns what to call.
-
-    ZeRO-3 and FSDP2 shard it as they shard the student. Elsewhere it is a plain module on the device, in the type the
-    engine computes in.
-    """
-    model.eval().requires_grad_(False)
-    if is_zero3(accelerator):
-        import deepspeed
-
-        settings = copy.deepcopy(accelerator.state.deepspeed_plugin.deepspeed_config)
-        # An engine without an optimizer: only the settings of the parameters' partition matter.
-        for unused in ("optimizer", "scheduler"):
-            settings.pop(unused, None)
-        settings["zero_optimization"].pop("offload_optimizer", None)
-        engine, *_ = deepspeed.initialize(model=model, config=settings)
-        engine.eval()
-        return engine
-    if accelerator.is_fsdp2:
-        return fsdp2_prepare_model(accelerator, model).eval()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
-        model.to(torch.bfloat16)
-    return model.to(accelerator.device)
-
-
-def is_zero3(accelerator: Accelerator) -> bool:
-    """Whether parameters are partitioned by DeepSpeed."""
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return False
-    return accelerator.state.deepspeed_plugin.zero_stage == 3
 
 
 class ResidentTeacher:
@@ -84,20 +50,7 @@ class ResidentTeacher:
     @contextlib.contextmanager
     def gathered_head(self):
         """Within the context ``head``'s weights are whole on this rank."""
-        parameters = list(self.head.module.parameters())
-        if any(hasattr(parameter, "ds_id") for parameter in parameters):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(parameters):
-                yield
-        elif isinstance(self.model, FSDPModule):
-            # The head belongs to the root's group of parameters.
-            self.model.unshard()
-            try:
-                yield
-            finally:
-                self.model.reshard()
-        else:
+        with gathered(self.model, self.head.module):
             yield
 
 

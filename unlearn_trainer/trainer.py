@@ -19,6 +19,7 @@ from .checkpoints import StopSignal, WholeCheckpoints, check_identity
 from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
+from .engines import prepare_frozen
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures, row_figures
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
@@ -341,7 +342,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         """
         if model is not None:
             attach_head(model)
-            model.to(self.args.device)
+            model = prepare_frozen(model, self.accelerator)
         return self._measure({**(self.eval_dataset or {}), **self.predict_dataset}, model, description=description)
 
     def _measure(self, datasets, model=None, heldout=True, probing=True, description="evaluating"):

@@ -22,6 +22,7 @@ from tiny import LANGUAGES, tiny_rows
 from transformers import AutoModelForCausalLM
 
 from unlearn_trainer.arguments import UnlearnConfig
+from unlearn_trainer.engines import start_deepspeed_on_cpu
 from unlearn_trainer.trainer import UnlearnTrainer
 
 GLOBAL_BATCH = 4
@@ -57,9 +58,7 @@ def config(out, engine, precision, **changes):
         settings["deepspeed"] = str(Path(__file__).resolve().parents[2] / "ds_configs" / f"{engine}.json")
     args = UnlearnConfig(**settings)
     if engine.startswith("zero"):
-        import deepspeed
-
-        deepspeed.comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+        start_deepspeed_on_cpu()
     if engine == "fsdp2":
         # Without a GPU accelerate takes the group for plain CPU training and would silently run DDP.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
