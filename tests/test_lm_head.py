@@ -68,7 +68,8 @@ def test_loss_gradients_and_statistics_equal_the_naive_twin(kind, temperature, m
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
 
-    monkeypatch.setattr(lm_head, "CHUNK_BYTES", 4 * VOCABULARY * 16)  # several chunks, the last one short
+    monkeypatch.setattr(lm_head, "CHUNK_BYTES", 4 * VOCABULARY * 16)
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 16)  # several chunks, the last one short
     attach_head(model)
     teacher_head = attach_head(teacher)
     with torch.no_grad():

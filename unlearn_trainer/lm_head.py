@@ -25,6 +25,8 @@ from .errors import ConfigError
 # The bytes one chunk of float32 logits may take: large enough for efficient products, small beside the weights.
 CHUNK_BYTES = 2**27
 MAX_CHUNK_TOKENS = 4096
+# Without gradients a CPU does best with chunks that stay in its cache: no buffer of the weights' size is passed over.
+CACHED_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2**21, 32
 
 STATISTICS = ("nll", "kl", "teacher_nll", "log_prob_moments")
 
@@ -180,9 +182,10 @@ class VocabularyHead:
             )
         self._constants = scale, cap
 
-    def chunk_tokens(self, vocabulary: int) -> int:
+    def chunk_tokens(self, vocabulary: int, in_cache: bool = False) -> int:
         """How many tokens' logits are held at a time."""
-        return max(16, min(MAX_CHUNK_TOKENS, CHUNK_BYTES // (4 * vocabulary)))
+        budget = CACHED_CHUNK_BYTES if in_cache else CHUNK_BYTES
+        return max(MIN_CHUNK_TOKENS, min(MAX_CHUNK_TOKENS, budget // (4 * vocabulary)))
 
     def project(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of ``hidden`` [n, d] as float32 (float64 stays), a fresh tensor [n, V], without gradients."""
@@ -358,7 +361,8 @@ def _run_segment(hidden, head, segment, gradients):
     if count == 0:
         segment.statistics = TokenStatistics()
         return hidden.new_zeros((), dtype=_sum_dtype(hidden))
-    step = head.chunk_tokens(_vocabulary_size(head))
+    in_cache = not gradients.wanted and hidden.device.type == "cpu"
+    step = head.chunk_tokens(_vocabulary_size(head), in_cache)
     slices = [slice(start, min(start + step, count)) for start in range(0, count, step)]
     losses, terms, figures = zip(
         *(_run_chunk(hidden, head, segment, where, gradients) for where in slices), strict=True
@@ -482,7 +486,7 @@ class _Student:
         if "log_prob_moments" in needs:
             log_probs = self.logits - self.log_normalizer[:, None]
             mean = torch.linalg.vecdot(self.probs, log_probs)
-            variance = torch.linalg.vecdot(self.probs, (log_probs - mean[:, None]).square_())
+            variance = torch.linalg.vecdot(self.probs, log_probs.sub_(mean[:, None]).square_())
             figures.log_prob_mean, figures.log_prob_std = mean, variance.sqrt()
         if teacher is not None:
             figures.teacher_nll = teacher.nll
