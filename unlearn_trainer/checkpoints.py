@@ -1,6 +1,7 @@
 """What lies in an output folder: earlier results, and checkpoints that are there as a whole or not at all."""
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -130,10 +131,10 @@ def check_identity(saved: dict | None, now: dict) -> None:
     """
     for name, value in now.items():
         before = (saved or {}).get(name)
-        if name == "teacher" and None not in (before, value) and abs(before - value) <= 0.01 * abs(value):
+        if name == "teacher" and None not in (before, value) and math.dist(before, value) <= 0.05 * math.hypot(*value):
             continue
         if before != value:
-            shown = [" ".join(v) if isinstance(v, list) else v for v in (before, value)]
+            shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, value)]
             flag = name if " " in name or name == "teacher" else f"--{name}"
             raise ConfigError(
                 f"the checkpoint was made with {flag} {shown[0]}, not {shown[1]}: give the same to resume it, or "

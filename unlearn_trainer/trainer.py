@@ -150,15 +150,15 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             "teacher": self._teacher_signature(),
         }
 
-    def _teacher_signature(self) -> float | None:
-        """A figure that tells one teacher from another under any engine: the size of one row's hidden states."""
+    def _teacher_signature(self) -> list[float] | None:
+        """Figures that tell one teacher from another under any engine: some of one row's last hidden state."""
         if not isinstance(self.teacher, ResidentTeacher):
             return None
         side = "retain" if self._items["retain"] else "forget"
         row = next(iter(self._items[side][0].values()))
         batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
         positions = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-        return self._teacher_hidden(batch, torch.zeros_like(positions[:1]), positions).float().norm().item()
+        return self._teacher_hidden(batch, torch.zeros_like(positions[:1]), positions)[-1, :8].tolist()
 
     def train(self, *args, **kwargs):
         """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``)."""

@@ -127,7 +127,10 @@ class MultilingualEvaluator:
         """
         count = len(self.languages) if heldout else self.num_trained
         sequences = list(self._sequences(datasets, count, probing))
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i].input_ids))
+        # Candidates apart from rows: they need the NLL alone, which is half the work.
+        order = sorted(
+            range(len(sequences)), key=lambda i: (sequences[i].candidate >= 0, -len(sequences[i].input_ids))
+        )
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         table = self._run(model, sequences, batches, device, description)
         return self._aggregate(datasets, sequences, table)
@@ -189,7 +192,7 @@ class MultilingualEvaluator:
         segment = Segment(
             positions=(rows * length + columns - 1).to(device),
             targets=ids[rows, columns].to(device),
-            needs=frozenset({"nll", "log_prob_moments"}),
+            needs=frozenset({"nll", "log_prob_moments"} if batch[0].candidate < 0 else {"nll"}),
         )
         model(input_ids=ids.to(device), attention_mask=mask.to(device), segments=Segments(segment))
         found = {k: v.cpu() for k, v in vars(segment.statistics).items() if v is not None}
@@ -204,7 +207,8 @@ class MultilingualEvaluator:
         )
         last = in_sentence & (columns == mask.sum(1)[rows] - 1)
         figures["last_nll"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows[last], nll[last])
-        return torch.stack([figures[name].double() for name in COLUMNS], dim=1)
+        missing = torch.zeros(len(batch), dtype=torch.float64)  # Min-K of candidates, which nobody reads
+        return torch.stack([figures.get(name, missing).double() for name in COLUMNS], dim=1)
 
     def _aggregate(self, datasets, sequences, table):
         groups: dict[tuple[str, int], list[int]] = {}

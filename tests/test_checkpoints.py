@@ -1,0 +1,122 @@
+"""Checkpoints appear whole or not at all, SIGTERM saves, a foreign checkpoint is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import tiny_model, tiny_trainer
+from transformers import TrainerCallback
+
+from unlearn_trainer.checkpoints import UNFINISHED, checkpoint_to_resume
+from unlearn_trainer.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+SAVING = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "learning_rate": 1e-3}
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_save_cut_short_leaves_the_earlier_checkpoint_as_the_newest(tmp_path):
+    trainer = tiny_trainer(tmp_path, **SAVING)
+
+    def cut_short(output_dir):
+        if trainer.state.global_step == 4:
+            raise Killed
+        return type(trainer)._save_rng_state(trainer, output_dir)
+
+    trainer._save_rng_state = cut_short
+    with pytest.raises(Killed):
+        trainer.train()
+    # What a kill leaves behind: a part of the checkpoint, under no checkpoint's name.
+    assert (tmp_path / UNFINISHED / "checkpoint-4" / "model.safetensors").exists()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    trainer.args.resume_from_checkpoint = "true"
+    assert checkpoint_to_resume(trainer.args) == str(tmp_path / "checkpoint-2")
+    assert not (tmp_path / UNFINISHED).exists()
+
+
+def test_a_full_disk_leaves_earlier_checkpoints_readable(tmp_path):
+    trainer = tiny_trainer(tmp_path, **SAVING, save_total_limit=1)
+
+    def full(output_dir):
+        if trainer.state.global_step == 4:
+            raise OSError(28, "No space left on device")
+        return type(trainer)._save_optimizer_and_scheduler(trainer, output_dir)
+
+    trainer._save_optimizer_and_scheduler = full
+    with pytest.raises(OSError, match="No space left"):
+        trainer.train()
+    resumed = tiny_trainer(tmp_path, **SAVING)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert resumed.state.global_step == 6
+
+
+def test_save_total_limit_keeps_the_newest_and_the_best(tmp_path):
+    trainer = tiny_trainer(
+        tmp_path,
+        **SAVING,
+        save_total_limit=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="retain_loss",
+        greater_is_better=True,  # the first checkpoint is the best: training lowers the loss
+        method="retain_only",
+    )
+    trainer.train()
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-6"]
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
+
+
+def test_save_only_model_writes_no_optimizer(tmp_path):
+    tiny_trainer(tmp_path, **SAVING, save_only_model=True).train()
+    assert not list(tmp_path.glob("checkpoint-*/optimizer*"))
+    assert (tmp_path / "checkpoint-6" / "model.safetensors").exists()
+
+
+def test_sigterm_saves_a_checkpoint_and_ends_the_training(tmp_path):
+    trainer = tiny_trainer(tmp_path, **{**SAVING, "save_steps": 100})
+
+    class Warned(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer.add_callback(Warned)
+    earlier = signal.getsignal(signal.SIGTERM)
+    trainer.train()
+    assert trainer.terminated
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert signal.getsignal(signal.SIGTERM) is earlier
+    resumed = tiny_trainer(tmp_path, **SAVING)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert resumed.state.global_step == 6
+
+
+@pytest.mark.parametrize("change", ["teacher", "forget_objective", "seed"])
+def test_the_checkpoint_of_another_run_is_refused(change, tmp_path):
+    tiny_trainer(tmp_path, **SAVING).train()
+    settings = {"forget_objective": {"forget_objective": "nll"}, "seed": {"seed": 7}}.get(change, {})
+    model = tiny_model(seed=3) if change == "teacher" else None
+    other = tiny_trainer(tmp_path, model, **SAVING, **settings)
+    with pytest.raises(ConfigError, match=change):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(tmp_path):
+    script = ROOT / "scripts" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, script, "--kills", "2", "--output_dir", tmp_path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-identical" in done.stdout
