@@ -7,6 +7,8 @@ import sys
 import datasets
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import tiny_model
 from tokenizers import ByteLevelBPETokenizer
 from transformers import PreTrainedTokenizerFast
@@ -15,6 +17,7 @@ from unlearn_trainer.data import tokenize_splits
 from unlearn_trainer.data.rows import parse_line
 from unlearn_trainer.evaluation import module_path
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from unlearn_trainer.evaluation.prefix_tree import PrefixTree, split_by_size
 from unlearn_trainer.lm_head import attach_head
 
 # Llama normalises in float32 whatever its weights are, so that padding moves the last digits.
@@ -367,3 +370,61 @@ def test_the_evaluate_modules_give_the_same_numbers(rows, trained_state, tmp_pat
         probing = compute("probing_accuracy", losses, [row["candidate_correct"] for row in chosen])
         assert probing["probing_accuracy"] == found[language]["probing_accuracy"]
         assert probing["mean_reciprocal_rank"] == pytest.approx(found[language]["mean_reciprocal_rank"], rel=1e-12)
+
+
+# ---- candidates that share their beginning --------------------------------------------------------------------------
+
+
+def tokens_forwarded(model):
+    """A list that collects the size of each forward's input."""
+    sizes = []
+    embeddings = model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].numel()))
+    return sizes
+
+
+# What follows the order of the input instead of positions and mask (ALiBi, recurrence) cannot share.
+@pytest.mark.parametrize(
+    ("kind", "attention", "shares"),
+    [
+        ("llama", "eager", True),
+        ("llama", "sdpa", True),
+        ("gpt2", "sdpa", True),
+        ("gemma2", "eager", True),
+        ("bloom", "eager", False),
+        ("falcon_h1", "eager", False),
+    ],
+)
+def test_candidates_that_share_a_beginning_are_scored_as_if_alone(kind, attention, shares, rows):
+    model = model_with(kind=kind)
+    model.set_attn_implementation(attention)
+    sizes = tokens_forwarded(model)
+    figures = evaluator(1)(model, rows, torch.device("cpu"))
+    for language, found in figures["forget"].items():
+        expected = naive(model_with(head=False, kind=kind), rows["forget"], LANGUAGES.index(language))
+        assert found == pytest.approx(expected, rel=5 * NOISE), language
+    alone = sum(
+        len(ids)
+        for split in ("forget", "retain", "valid")
+        for row in rows[split]
+        for ids in [row["input_ids"], *row["candidate_input_ids"]]
+    )
+    assert (sum(sizes) < 0.75 * alone) == shares
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=8), min_size=1, max_size=12), st.integers(1, 40))
+def test_a_prefix_tree_spells_every_sequence_and_holds_each_beginning_once(sequences, limit):
+    groups = list(split_by_size(sequences, limit))
+    assert [index for group in groups for index in group] == list(range(len(sequences)))
+    for group in groups:
+        chosen = [sequences[index] for index in group]
+        tree = PrefixTree(chosen)
+        assert len(group) == 1 or len(tree) <= limit
+        assert [[tree.tokens[node] for node in path] for path in tree.paths] == chosen
+        assert len(tree) == len({tuple(ids[: n + 1]) for ids in chosen for n in range(len(ids))})
+        assert tree.branches == any(path != list(range(len(tree)))[: len(path)] for path in tree.paths)
+        seen = tree.ancestors()
+        for path in tree.paths:
+            for depth, node in enumerate(path):
+                assert tree.depths[node] == depth
+                assert seen[node].nonzero()[0].tolist() == path[: depth + 1]

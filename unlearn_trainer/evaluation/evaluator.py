@@ -5,6 +5,7 @@ aggregated in a fixed order, so the figures do not depend on how many processes 
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ..lm_head import Segment, Segments, TokenStatistics
 from . import metrics
+from .prefix_tree import PrefixTree, collate_trees, split_by_size
 
 # Figures of one sequence, in the order of the table's columns.
 COLUMNS = (
@@ -37,7 +39,9 @@ ROW_METRICS = ("memorization_accuracy", "extraction_strength", "probability", "m
 # Metrics that fall as a text is known better; all others rise.
 FALLS_WITH_KNOWLEDGE = {"loss", "perplexity", "min_k", "min_k_plus_plus", "sentence_perplexity"}
 # The paper leaves the sentence's last token (its full stop) out of the probing score, except in Chinese.
-SCORED_TO_THE_END = {"zh"}
+SCORED_TO_THE_END = {"zh", "zho", "cmn", "yue"}
+# Attention over a tree costs the square of its nodes: beyond this it eats up what sharing saves.
+MAX_TREE_NODES = 512
 
 
 def row_figures(statistics: TokenStatistics, rows: torch.Tensor, num_rows: int, min_k_ratio: float = 0.2) -> dict:
@@ -74,7 +78,7 @@ def row_figures(statistics: TokenStatistics, rows: torch.Tensor, num_rows: int, 
 
 @dataclasses.dataclass(frozen=True)
 class _Sequence:
-    """One forward: a row (``candidate`` -1) or one of its candidates."""
+    """What is scored: a row (``candidate`` -1) or one of its candidates."""
 
     split: str
     row: int
@@ -91,7 +95,7 @@ class MultilingualEvaluator:
         languages: codes that the rows' ``language`` column indexes, trained languages first.
         num_trained: how many of them are trained; means and worst cases are taken over these.
         pad_token_id: fills short rows; masked, never judged.
-        batch_size: sequences a forward and process.
+        batch_size: rows a forward and process, if they are as long as the longest; more of shorter ones.
         show_progress: draw a progress bar on the main process.
     """
 
@@ -127,12 +131,9 @@ class MultilingualEvaluator:
         """
         count = len(self.languages) if heldout else self.num_trained
         sequences = list(self._sequences(datasets, count, probing))
-        # Candidates apart from rows: they need the NLL alone, which is half the work.
-        order = sorted(
-            range(len(sequences)), key=lambda i: (sequences[i].candidate >= 0, -len(sequences[i].input_ids))
-        )
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        table = self._run(model, sequences, batches, device, description)
+        if not sequences:
+            return {}
+        table = self._run(model, sequences, device, description)
         return self._aggregate(datasets, sequences, table)
 
     def _sequences(self, datasets, num_languages, probing):
@@ -151,22 +152,24 @@ class MultilingualEvaluator:
                         yield _Sequence(split, row, values["language"], index, ids, labels)
 
     @torch.no_grad()
-    def _run(self, model, sequences, batches, device, description):
+    def _run(self, model, sequences, device, description):
+        """The table [sequences, columns], whole on every process."""
         state = PartialState()
+        training = model.training
+        model.eval()
+        batches = self._batches(sequences, self._shares_beginnings(model, sequences, device))
         table = torch.zeros(len(sequences), len(COLUMNS), dtype=torch.float64)
         # Every process runs equally many forwards, or sharded weights could not be gathered: spare ones are idle.
         rounds = math.ceil(len(batches) / state.num_processes)
-        training = model.training
-        model.eval()
         bar = tqdm(
             total=rounds, desc=description, disable=not (self.show_progress and state.is_main_process), leave=False
         )
         for index in range(rounds):
             mine = index * state.num_processes + state.process_index
             batch = batches[mine] if mine < len(batches) else batches[0][-1:]
-            figures = self._forward(model, [sequences[i] for i in batch], device)
+            figures = self._forward(model, [[sequences[i] for i in group] for group in batch], device)
             if mine < len(batches):
-                table[batch] = figures
+                table[[i for group in batch for i in group]] = figures
             bar.update()
         bar.close()
         model.train(training)
@@ -174,41 +177,107 @@ class MultilingualEvaluator:
             table = reduce(table.to(device), reduction="sum").cpu()
         return table.numpy()
 
-    def _forward(self, model, batch, device):
-        """Table rows [batch, columns] of some sequences."""
-        length = max(len(sequence.input_ids) for sequence in batch)
-        ids = torch.full((len(batch), length), self.pad_token_id)
-        mask = torch.zeros_like(ids)
-        labelled = torch.zeros(len(batch), length, dtype=torch.bool)
-        whole = torch.zeros(len(batch), length, dtype=torch.bool)
-        for i, sequence in enumerate(batch):
-            n = len(sequence.input_ids)
-            ids[i, :n] = torch.tensor(sequence.input_ids)
-            mask[i, :n] = 1
-            labelled[i, 1:n] = torch.tensor(sequence.labels[1:]) != -100
-            # A candidate's whole sentence is scored, a row's labels only.
-            whole[i, 1:n] = sequence.candidate >= 0
-        rows, columns = (labelled | whole).nonzero(as_tuple=True)
+    def _batches(self, sequences, share):
+        """Batches of groups of indices; a group is a row, or candidates of one row that share their beginning."""
+        groups: list[tuple[bool, int, list[int]]] = []
+        longest = max(len(sequence.input_ids) for sequence in sequences)
+        for (_, _, is_row), members in itertools.groupby(
+            range(len(sequences)), lambda i: (sequences[i].split, sequences[i].row, sequences[i].candidate < 0)
+        ):
+            members = list(members)
+            parts = [[index] for index in range(len(members))]
+            if share and not is_row:
+                parts = split_by_size([sequences[i].input_ids for i in members], max(longest, MAX_TREE_NODES))
+            for part in parts:
+                group = [members[index] for index in part]
+                groups.append((is_row, len(PrefixTree([sequences[i].input_ids for i in group])), group))
+        # Candidates apart from rows: they need the NLL alone, which is half the work.
+        groups.sort(key=lambda group: (not group[0], -group[1]))
+        budget = self.batch_size * longest
+        batches: list[list[list[int]]] = []
+        size, of_rows = 0, None
+        for is_row, nodes, members in groups:
+            if is_row != of_rows or (len(batches[-1]) + 1) * size > budget:
+                batches.append([])
+                size, of_rows = nodes, is_row
+            batches[-1].append(members)
+        return batches
+
+    def _shares_beginnings(self, model, sequences, device):
+        """Whether this model predicts in a prefix tree what it predicts in rows; tried on candidates of one row.
+
+        Not so for models whose positions or states follow the order of the input, whatever mask they are given:
+        recurrent layers, ALiBi.
+        """
+        by_row = itertools.groupby((s for s in sequences if s.candidate >= 0), lambda s: (s.split, s.row))
+        candidates = next((found for _, row in by_row if len(found := list(row)[:4]) > 1), None)
+        if candidates is None or _attention(model) not in ("eager", "sdpa"):
+            return False
+        if not PrefixTree([s.input_ids for s in candidates]).branches:
+            return False
+        apart = self._forward(model, [[candidate] for candidate in candidates], device)
+        try:
+            together = self._forward(model, [candidates], device)
+        except (TypeError, ValueError, RuntimeError, IndexError):  # the forward takes no such mask or positions
+            return False
+        # Many models normalise in float32 whatever their type.
+        rounding = max(torch.finfo(dtype).eps for dtype in (_dtype(model), torch.float32))
+        agree = torch.allclose(together, apart, rtol=20 * rounding)
+        if PartialState().num_processes > 1:  # also where rounding differs: all take the same way
+            agree = bool(reduce(torch.tensor(float(agree), device=device), reduction="mean").item() == 1.0)
+        return agree
+
+    def _forward(self, model, groups, device):
+        """Table rows [sequences, columns] of groups of sequences, each group run as one prefix tree."""
+        trees = [PrefixTree([sequence.input_ids for sequence in group]) for group in groups]
+        members = [
+            (row, sequence, path)
+            for row, (tree, group) in enumerate(zip(trees, groups, strict=True))
+            for sequence, path in zip(group, tree.paths, strict=True)
+        ]
+        of_rows = groups[0][0].candidate < 0
+        sdpa = _attention(model) == "sdpa"
+        batch = collate_trees(trees, self.pad_token_id, torch.bool if sdpa else _dtype(model))
+        length = batch["input_ids"].shape[1]
+
+        # Everything below is per (sequence, token): which sequence, which node spells it, which node predicts it.
+        lengths = np.array([len(path) - 1 for _, _, path in members])
+        owner = np.repeat(np.arange(len(members)), lengths)
+        offset = np.repeat([row * length for row, _, _ in members], lengths)
+        node = np.concatenate([np.array(path[1:], dtype=np.int64) for _, _, path in members]) + offset
+        before = np.concatenate([np.array(path[:-1], dtype=np.int64) for _, _, path in members]) + offset
+        labelled = np.concatenate([np.array(sequence.labels[1:]) != -100 for _, sequence, _ in members])
+        # A row is judged by its labels only; a candidate by its whole sentence, each shared node computed once.
+        chosen = labelled.nonzero()[0] if of_rows else np.unique(node, return_index=True)[1]
         segment = Segment(
-            positions=(rows * length + columns - 1).to(device),
-            targets=ids[rows, columns].to(device),
-            needs=frozenset({"nll", "log_prob_moments"} if batch[0].candidate < 0 else {"nll"}),
+            positions=torch.from_numpy(before[chosen]).to(device),
+            targets=batch["input_ids"].flatten()[node[chosen]].to(device),
+            needs=frozenset({"nll", "log_prob_moments"} if of_rows else {"nll"}),
         )
-        model(input_ids=ids.to(device), attention_mask=mask.to(device), segments=Segments(segment))
-        found = {k: v.cpu() for k, v in vars(segment.statistics).items() if v is not None}
-        chosen = labelled[rows, columns]
-        figures = row_figures(
-            TokenStatistics(**{k: v[chosen].double() for k, v in found.items()}), rows[chosen], len(batch)
-        )
-        in_sentence, nll = whole[rows, columns], found["nll"].double()
-        figures["sentence_tokens"] = whole.sum(1)
-        figures["sentence_nll"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(
-            0, rows[in_sentence], nll[in_sentence]
-        )
-        last = in_sentence & (columns == mask.sum(1)[rows] - 1)
-        figures["last_nll"] = torch.zeros(len(batch), dtype=torch.float64).index_add_(0, rows[last], nll[last])
-        missing = torch.zeros(len(batch), dtype=torch.float64)  # Min-K of candidates, which nobody reads
+        model(**{name: value.to(device) for name, value in batch.items()}, segments=Segments(segment))
+        found = {k: v.cpu().double() for k, v in vars(segment.statistics).items() if v is not None}
+        if of_rows:
+            rows = torch.from_numpy(owner[chosen])
+            figures = row_figures(TokenStatistics(**found), rows, len(members))
+        else:
+            figures = self._candidate_figures(found["nll"].numpy(), node, chosen, owner, labelled, lengths)
+        missing = torch.zeros(len(members), dtype=torch.float64)
         return torch.stack([figures.get(name, missing).double() for name in COLUMNS], dim=1)
+
+    @staticmethod
+    def _candidate_figures(nll_of_node, node, chosen, owner, labelled, lengths):
+        """Sums over each candidate's labelled tokens and over its whole sentence."""
+        nll = nll_of_node[np.searchsorted(node[chosen], node)]
+        count = len(lengths)
+        is_last = np.diff(owner, append=-1) != 0
+        figures = {
+            "tokens": np.bincount(owner, labelled, count),
+            "nll": np.bincount(owner, labelled * nll, count),
+            "sentence_tokens": lengths,
+            "sentence_nll": np.bincount(owner, nll, count),
+            "last_nll": np.bincount(owner, nll * is_last, count),
+        }
+        return {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in figures.items()}
 
     def _aggregate(self, datasets, sequences, table):
         groups: dict[tuple[str, int], list[int]] = {}
@@ -252,7 +321,7 @@ class MultilingualEvaluator:
             right = next(i for i, flag in enumerate(correct[row]) if flag)
             sentence_nll += nll[right]
             sentence_tokens += tokens[right]
-            if language not in SCORED_TO_THE_END:
+            if language.replace("_", "-").split("-")[0] not in SCORED_TO_THE_END:
                 nll, tokens = nll - part[:, column["last_nll"]], tokens - 1
             sentence_losses.append((nll / np.maximum(tokens, 1)).tolist())
             token_losses.append((part[:, column["nll"]] / np.maximum(part[:, column["tokens"]], 1)).tolist())
@@ -270,6 +339,14 @@ class MultilingualEvaluator:
         if several.any():
             figures["probing_accuracy_several_candidates"] = float(right[several].mean())
         return figures
+
+
+def _attention(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "module", model).config, "_attn_implementation", None)
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return getattr(model, "module", model).dtype
 
 
 def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval") -> dict[str, float]:
