@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
+from transformers import set_seed
 
+from unlearn_trainer import teacher
 from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
-from unlearn_trainer.engines import leave_process_group, start_deepspeed_on_cpu
+from unlearn_trainer.engines import engine_of_its_own, leave_process_group, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.memory import memory_table
 from unlearn_trainer.models import apply_peft, load_model, load_tokenizer
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import measured_splits, prepare_stages
@@ -76,7 +79,8 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
 
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:
     """The trainer of the method, with the splits that are measured: forget, retain, valid, and test for predict."""
-    rows = data.datasets
+    rows, args = data.datasets, engine_of_its_own(args)
+    set_seed(args.seed)  # an adapter starts from random weights
     return UnlearnTrainer(
         apply_peft(load_model(start, tokenizer), start),
         args,
@@ -86,6 +90,7 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
         predict_dataset={"test": rows["test"]} if args.do_predict and "test" in rows else None,
         languages=data.languages,
         heldout_languages=data.heldout_languages,
+        teacher=load_model(start, tokenizer) if teacher.is_loaded_apart(args, start) else None,
         processing_class=tokenizer,
     )
 
@@ -93,6 +98,9 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
 def run(argv: list[str] | None = None) -> dict:
     """The whole run; returns what is written to results.json."""
     model_args, data_args, args = parse_arguments(argv)
+    if args.estimate_memory:
+        say(memory_table(model_args, data_args, args))
+        return {}
     if not (args.do_train or args.do_eval or args.do_predict or args.memorize_first or args.train_never_seen):
         raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
     if args.deepspeed_plugin is not None:
@@ -159,8 +167,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def fail(message: str, code: int) -> int:
-    if os.environ.get("RANK", "0") == "0":
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
 

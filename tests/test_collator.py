@@ -16,6 +16,7 @@ rows = st.lists(
             "labels": [-100, *ids[1:]],
             "language": language,
             "is_forget": is_forget,
+            "row": len(ids),
         },
         st.lists(st.integers(0, 4), min_size=1, max_size=9),  # often holds the pad id as a real token
         st.integers(0, 3),
@@ -41,7 +42,8 @@ def test_batch_holds_the_rows_padded_right_and_forget_first(rows, multiple):
         assert batch["attention_mask"][index].tolist() == [1] * n + [0] * (width - n)
     assert batch["language"].tolist() == [row["language"] for row in expected]
     assert batch["is_forget"].tolist() == [row["is_forget"] for row in expected]
-    dtypes = {name: torch.int64 for name in ("input_ids", "attention_mask", "labels", "language")}
+    assert batch["row"].tolist() == [row["row"] for row in expected]
+    dtypes = {name: torch.int64 for name in ("input_ids", "attention_mask", "labels", "language", "row")}
     assert {name: tensor.dtype for name, tensor in batch.items()} == {**dtypes, "is_forget": torch.bool}
 
 
@@ -52,6 +54,7 @@ def test_empty_batch_is_one_row_without_labels():
         "attention_mask": [[1]],
         "labels": [[-100]],
         "language": [0],
+        "row": [0],
         "is_forget": [False],
     }
 
@@ -83,4 +86,10 @@ def test_training_rows_keep_order_and_read_the_right_split(pairs):
 def test_training_rows_of_one_split(is_forget):
     dataset = TrainingRows(split(0, 5), None) if is_forget else TrainingRows(None, split(0, 5))
     assert len(dataset) == 5
-    assert dataset[(is_forget, 3)] == {"input_ids": [3], "labels": [3], "language": 1, "is_forget": is_forget}
+    assert dataset[(is_forget, 3)] == {
+        "input_ids": [3],
+        "labels": [3],
+        "language": 1,
+        "is_forget": is_forget,
+        "row": 3,
+    }

@@ -324,6 +324,7 @@ def test_windows_running_means_and_weights_are_those_of_the_rows_seen(schedule, 
             learning_rate=2e-3,
             max_steps=12,
             max_retain_perplexity_ratio=1e9,
+            teacher="resident",
         ),
         splits["forget"],
         splits["retain"],
@@ -437,6 +438,25 @@ def test_an_evaluation_replaces_the_running_means_and_logs_carry_the_weights(mem
             logged = [log[f"weights/forget/{code}"] for code in LANGUAGES]
             assert logged == watch.steps[log["step"]]["forget"]
             assert not any(key.startswith(("weights/retain", "weights/distill")) for key in log)
+
+
+def test_the_guard_sees_a_method_without_retain_rows(memorized, tmp_path):
+    settings = {"method": "gradient_ascent", "weight_update_steps": 2, "max_steps": 60, "learning_rate": 1e-3}
+    trainer = tiny_trainer(tmp_path, memorized_model(memorized), max_retain_perplexity_ratio=3.0, **settings)
+    trainer.train()
+    stopped = trainer.state.global_step
+    assert stopped < 60 and stopped % 2 == 0
+    assert "--max_retain_perplexity_ratio 3" in trainer.language_weights.stop_reason
+    # All retain rows are watched here, and what it saw is what an evaluation sees.
+    retain = trainer.measure()["retain"]
+    start = trainer.language_weights.figures_at_start["retain"]
+    rise = sum(retain[code]["loss"] - start[code]["loss"] for code in LANGUAGES) / 3
+    assert math.log(3) < rise
+    shorter = tiny_trainer(
+        tmp_path, memorized_model(memorized), max_retain_perplexity_ratio=3.0, **{**settings, "max_steps": stopped - 2}
+    )
+    shorter.train()
+    assert shorter.language_weights.stop_reason is None
 
 
 def test_the_guard_stops_a_run_that_ruins_the_retain_set(memorized, tmp_path):

@@ -305,3 +305,33 @@ def test_group_items_refuses_two_rows_of_one_item_in_one_language():
 def test_refuses(error, changes):
     with pytest.raises(error):
         UnlearnBatchSampler(**{"forget": full(2), "retain": full(2), "batch_size": 1, "seed": 0, **changes})
+
+
+@quick
+@given(splits(), splits(), SCHEDULES, SMALL, SMALL, SMALL, st.randoms(use_true_random=False))
+def test_lengths_group_the_rows_of_a_step_and_change_nothing_else(
+    forget, retain, schedule, batch_size, accumulation, processes, random
+):
+    rows = {True: forget, False: retain}
+    lengths = {side: [random.randint(1, 50) for _ in range(sum(map(len, items)))] for side, items in rows.items()}
+    settings = {
+        "num_processes": processes,
+        "batch_size": batch_size,
+        "accumulation_steps": accumulation,
+        "schedule": schedule,
+        "seed": 4,
+    }
+    plain = micro_batches(forget, retain, 1, **settings)
+    grouped = micro_batches(forget, retain, 1, lengths=lengths, **settings)
+    assert list(map(sorted, steps(grouped, accumulation))) == list(map(sorted, steps(plain, accumulation)))
+    # Nothing in a whole step's later micro-batch is longer than what is longest in an earlier one of any rank.
+    per_item = 2 if schedule == "joint" else 1
+    for start in range(0, len(grouped[0]), accumulation):
+        dealt = [ranks[start + j] for j in range(min(accumulation, len(grouped[0]) - start)) for ranks in grouped]
+        if any(len(batch) < per_item * batch_size for batch in dealt) or len(dealt) < accumulation * processes:
+            continue
+        longest = [
+            [max(lengths[f][r] for f, r in b[i : i + per_item]) for i in range(0, len(b), per_item)] for b in dealt
+        ]
+        flat = [size for batch in longest for size in batch]
+        assert flat == sorted(flat, reverse=True)

@@ -8,6 +8,8 @@ from tiny import LANGUAGES, VOCABULARY, tiny_config, tiny_model, tiny_rows, tiny
 from transformers import TrainerCallback
 
 from unlearn_trainer.errors import ConfigError, TrainingDiverged
+from unlearn_trainer.teacher import ResidentTeacher
+from unlearn_trainer.teacher_cache import CachedTeacher
 from unlearn_trainer.trainer import UnlearnTrainer
 
 
@@ -174,7 +176,11 @@ def test_compute_loss_equals_the_formula_with_language_weights(tmp_path):
     weights = trainer.language_weights
     weights.forget, weights.retain = [0.5, 2.0, 0.0], [1.5, 0.3, 1.0]
     batch = next(iter(trainer.get_train_dataloader()))
+    sizes = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, args, out: sizes.append(args[0].numel()))
     loss = trainer.compute_loss(trainer.model, batch)
+    assert sizes[-1] < batch["input_ids"].numel()  # rows share lines
+    hook.remove()
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -270,3 +276,51 @@ def test_memorization_accuracy_is_what_greedy_generation_gives(tmp_path):
         shares[LANGUAGES[row["language"]]].append(sum(hits) / len(hits))
     for code, values in shares.items():
         assert found[code]["memorization_accuracy"] == pytest.approx(sum(values) / len(values), abs=1e-12)
+
+
+# ---- the cached teacher ---------------------------------------------------------------------------------------------
+
+
+def long_run(folder, **settings):
+    return tiny_trainer(folder, method="lingtea", per_device_train_batch_size=3, max_steps=8, **settings)
+
+
+@pytest.mark.parametrize("alignment", ["paper", "released"])
+@pytest.mark.parametrize("schedule", ["joint", "alternate"])
+def test_a_cached_teacher_gives_the_run_of_a_resident_one(schedule, alignment, tmp_path):
+    runs = {}
+    for teacher in ("resident", "cached"):
+        settings = {"schedule": schedule, "lingtea_alignment": alignment, "distill_weighting": "language"}
+        trainer = long_run(tmp_path / teacher, teacher=teacher, **settings)
+        trainer.train()
+        runs[teacher] = trainer
+    assert isinstance(runs["resident"].teacher, ResidentTeacher) and isinstance(runs["cached"].teacher, CachedTeacher)
+    logs = [[log for log in run.state.log_history if "grad_norm" in log] for run in runs.values()]
+    for first, second in zip(*logs, strict=True):
+        assert second["retain_loss"] == pytest.approx(first["retain_loss"], rel=1e-4)
+        assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    assert runs["cached"].language_weights.distill == pytest.approx(runs["resident"].language_weights.distill)
+    # When the run is over nothing of it is left.
+    assert not (tmp_path / "cached" / "teacher").exists()
+
+
+def test_the_cache_is_chosen_where_rows_are_seen_again_and_read_again_on_resume(tmp_path):
+    short = tiny_trainer(tmp_path / "short", method="lingtea", per_device_train_batch_size=3, max_steps=2)
+    short.train()
+    assert isinstance(short.teacher, ResidentTeacher)  # 6 of 18 rows: computing all of them would be a loss
+
+    trainer = long_run(tmp_path / "long")
+    trainer.cache_teacher(steps=8)
+    assert isinstance(trainer.teacher, CachedTeacher)
+    (states,) = (tmp_path / "long" / "teacher").glob("*.bin")
+    written = states.stat().st_mtime_ns
+
+    again = long_run(tmp_path / "long")
+    again.cache_teacher(steps=8)
+    assert states.stat().st_mtime_ns == written
+    assert torch.equal(again.teacher.states, trainer.teacher.states)
+
+    other = long_run(tmp_path / "long", model=tiny_model(seed=7))
+    other.cache_teacher(steps=8)
+    assert len(list((tmp_path / "long" / "teacher").glob("*.bin"))) == 2
+    assert not torch.equal(other.teacher.states, trainer.teacher.states)

@@ -104,6 +104,9 @@ class StageArguments:
     train_never_seen: bool = _flag(False, "Also train a model on retain alone, to compare with.")
     never_seen_model: str | None = _flag(None, "A finished model that never saw the forget set, to compare with.")
     audit: bool = _flag(False, "After training, attack the model to find out whether the knowledge is gone.")
+    estimate_memory: bool = _flag(
+        False, "Print what a step needs on a GPU under each engine, and end; reads only the model's configuration."
+    )
 
 
 @dataclass
@@ -269,7 +272,6 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, Trainin
             not (self.train_never_seen and self.never_seen_model),
             "--train_never_seen and --never_seen_model give the same thing twice; leave one out",
         )
-        _check(self.teacher != "cached", "--teacher cached is not there yet; choose auto, resident or adapter")
         _check(not self.audit, "--audit is not there yet; leave it out")
         # The last two are trackers of whose presence transformers does not tell.
         trackers = [*get_available_reporting_integrations(), "azure_ml", "flyte"]
@@ -279,7 +281,7 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, Trainin
                 f"--report_to {name} is not installed, or unknown to transformers; install it, or choose none",
             )
         _check(
-            self.n_gpu <= 1,
+            self.n_gpu <= 1 or self.estimate_memory,
             f"this one process sees {self.n_gpu} GPUs: start one process a GPU with `accelerate launch "
             f"--num_processes {self.n_gpu} run_unlearn.py ...`, or show it a single one with CUDA_VISIBLE_DEVICES=0",
         )

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import os
 import sys
 import traceback
@@ -13,16 +14,79 @@ from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
+
+from .errors import ConfigError
+
+
+def check_engine(accelerator: Accelerator) -> None:
+    """Refuse settings under which a run would end without a model that can be loaded.
+
+    Raises:
+        ConfigError: FSDP of the first version, or weights that would not be gathered when the model is saved.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP or accelerator.is_fsdp2:
+        if not accelerator.is_fsdp2:
+            raise ConfigError("FSDP of the first version is not supported; set fsdp_version: 2")
+        kind = accelerator.state.fsdp_plugin.state_dict_type.name
+        if kind != "FULL_STATE_DICT":
+            raise ConfigError(f"fsdp_state_dict_type {kind} saves no ordinary model; set FULL_STATE_DICT")
+    if is_zero3(accelerator):
+        key = "stage3_gather_16bit_weights_on_model_save"
+        if not accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"].get(key):
+            raise ConfigError(f"this DeepSpeed file saves no ordinary model; set zero_optimization.{key}: true")
+
+
+def engine_of_its_own(args: TrainingArguments, **changes) -> TrainingArguments:
+    """A copy of ``args`` with ``changes``, for one trainer of several in a process; it is now the one in force.
+
+    DeepSpeed's settings (what is ``auto`` in them, and whether models are loaded in parts) are made anew: a trainer
+    fills them in for itself, and models are loaded as the latest say.
+    """
+    return dataclasses.replace(args, **changes)
 
 
 def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
-    """``model`` ready for forwards without gradients under the engine at hand; returns what to call.
+    """``model`` frozen and ready for forwards under the engine at hand; returns what to call.
 
     ZeRO-3 and FSDP2 shard it as they shard the student. Elsewhere it is a plain module on the device, in the type the
     engine computes in.
     """
     model.eval().requires_grad_(False)
+    if _computes_in_bfloat16_without_autocast(accelerator) and not is_zero3(accelerator):
+        model.to(torch.bfloat16)
+    return _handed_over(model, accelerator)
+
+
+@contextlib.contextmanager
+def ready_to_measure(model: PreTrainedModel, accelerator: Accelerator):
+    """Within the context ``model``, which no engine has trained, can be called on every process; yields what to call.
+
+    It stays as it was otherwise, so that it can still be trained afterwards.
+    """
+    called = _handed_over(model, accelerator)
+    plain = called is model and _computes_in_bfloat16_without_autocast(accelerator)
+    with torch.autocast(accelerator.device.type, torch.bfloat16) if plain else contextlib.nullcontext():
+        yield called
+    if called is not model:
+        called.destroy()
+
+
+def check_not_measured_yet(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Refuse to begin a training with a model that FSDP2 sharded for a measurement.
+
+    Raises:
+        ConfigError: an optimizer made now would not be saved and resumed right.
+    """
+    if isinstance(model, FSDPModule) and optimizer is None:
+        raise ConfigError("under FSDP2 a trainer that has evaluated can no longer train; make another UnlearnTrainer")
+
+
+def _computes_in_bfloat16_without_autocast(accelerator):
+    return accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16"
+
+
+def _handed_over(model, accelerator):
     if is_zero3(accelerator):
         import deepspeed
 
@@ -36,8 +100,6 @@ def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Modul
         return engine
     if accelerator.is_fsdp2:
         return fsdp2_prepare_model(accelerator, model).eval()
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and accelerator.mixed_precision == "bf16":
-        model.to(torch.bfloat16)
     return model.to(accelerator.device)
 
 
@@ -46,6 +108,11 @@ def is_zero3(accelerator: Accelerator) -> bool:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return False
     return accelerator.state.deepspeed_plugin.zero_stage == 3
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of every model only."""
+    return is_zero3(accelerator) or accelerator.is_fsdp2
 
 
 def start_deepspeed_on_cpu() -> None:
@@ -66,11 +133,15 @@ def gathered(model: nn.Module, module: nn.Module):
         with deepspeed.zero.GatheredParameters(parameters):
             yield
     elif isinstance(model, FSDPModule):
-        model.unshard()
+        # The part may be sharded on its own or together with what is left of the root.
+        sharded = [each for each in (model, module) if isinstance(each, FSDPModule)]
+        for each in sharded:
+            each.unshard()
         try:
             yield
         finally:
-            model.reshard()
+            for each in sharded:
+                each.reshard()
     else:
         yield
 

@@ -138,6 +138,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         self.target = [0.0] * count
         self.metric: list[float] | None = None
         self.retain_loss_at_start: list[float] | None = None
+        self.watched_at_start: list[float] | None = None
         self.kept_split: str | None = None
         self.window = _zeros(count)
         self.teacher_sums = [[0.0, 0.0] for _ in range(count)]
@@ -355,6 +356,17 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
                 self.policy.retain_weight_min,
                 self.policy.retain_weight_max,
             )
+        self._guard(gaps)
+
+    def watch(self, figures: dict) -> None:
+        """Guard a method that does not train on retain rows by figures of some of them; the first are the reference."""
+        losses = self._of(figures, "retain", "loss")
+        if self.watched_at_start is None:
+            self.watched_at_start = losses
+        self._guard([loss - loss0 for loss, loss0 in zip(losses, self.watched_at_start, strict=True)])
+
+    def _guard(self, gaps: Sequence[float | None]) -> None:
+        """Stop a run whose retain perplexity went beyond the limit."""
         limit = self.policy.max_retain_perplexity_ratio
         known = [gap for gap in gaps if gap is not None]
         if limit and known and not sum(known) / len(known) <= math.log(limit):

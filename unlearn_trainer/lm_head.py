@@ -1,4 +1,4 @@
-"""Everything that touches the vocabulary: token statistics and their gradients, chunk by chunk.
+"""Token statistics over the whole vocabulary and their gradients, chunk by chunk.
 
 A language model with a vocabulary of V words and n labelled tokens has n x V logits, by far the largest tensor of a
 step. Here they exist only for a chunk of tokens at a time: the chunk's logits become per-token statistics, the
@@ -6,27 +6,31 @@ objective turns those into a loss, and the gradients with respect to the hidden 
 formed before the next chunk begins. Autograd later only scales the finished gradients, so nothing of size n x V is
 kept and no product is computed twice.
 
-The body of the model is run by the model's own ``forward`` with its output projection taken out (any
-``AutoModelForCausalLM`` works, whatever it calls its parts), and the projection's own scale and soft cap are measured
-on the model instead of being looked up by name.
+A chunk is as large as efficient products need, since each adds to a gradient of the weights' size. Everything between
+the products runs over tiles, a few tokens of the chunk that stay in the cache, and leaves the slope of the loss where
+the logits were.
 """
 
-import contextlib
 import dataclasses
 import functools
+import math
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
-from .errors import ConfigError
+from .vocabulary_head import VocabularyHead
 
-# The bytes one chunk of float32 logits may take: large enough for efficient products, small beside the weights.
-CHUNK_BYTES = 2**27
-MAX_CHUNK_TOKENS = 4096
-# Without gradients a CPU does best with chunks that stay in its cache: no buffer of the weights' size is passed over.
-CACHED_CHUNK_BYTES, MIN_CHUNK_TOKENS = 2**21, 32
+# The bytes of the student's logits in a chunk; the teacher, who needs but one product, gets half of that. A GPU
+# multiplies so much faster than it reads that larger chunks pay.
+CHUNK_BYTES = 2**28
+CUDA_CHUNK_BYTES = 2**29
+MIN_CHUNK_TOKENS = 32
+# The bytes of float32 logits in a tile: for each thread of a CPU, and large enough to be worth a GPU's launches.
+TILE_BYTES = 2**22
+CUDA_TILE_BYTES = 2**27
 
 STATISTICS = ("nll", "kl", "teacher_nll", "log_prob_moments")
 
@@ -36,9 +40,10 @@ class TokenStatistics:
     """Figures of labelled tokens, each a tensor of shape [tokens]; a field nobody asked for is ``None``.
 
     All are taken at the position that *predicts* the token. ``nll`` = -log p(y) of the student, ``hit`` whether y is
-    its greedy prediction, ``kl`` = T^2 KL(teacher, student) in nats at temperature T, ``teacher_nll`` = -log of the
-    teacher's probability of y, ``log_prob_mean`` and ``log_prob_std`` the moments of log p under p (for Min-K++).
-    ``distill_weight`` is the weight of the teacher that the language weights prescribe.
+    its greedy prediction (of tied logits the first, as in decoding), ``kl`` = T^2 KL(teacher, student) in nats at
+    temperature T, ``teacher_nll`` = -log of the teacher's probability of y, ``log_prob_mean`` and ``log_prob_std`` the
+    moments of log p under p (for Min-K++). ``distill_weight`` is the weight of the teacher that the language weights
+    prescribe.
     """
 
     nll: torch.Tensor | None = None
@@ -58,8 +63,9 @@ class Segment:
         positions: [n] flat indices into the [rows x length] hidden states that predict ``targets``.
         targets: [n] token ids.
         needs: which of :data:`STATISTICS` to compute.
-        loss: maps (statistics of a chunk, slice of the segment) to (loss, terms): a scalar to be summed over chunks,
-            and the same split into the objective's parts. ``None`` computes statistics only.
+        loss: maps (statistics of some of the tokens, their slice of the segment) to (loss, terms): a scalar to be
+            summed over all such calls, and the same split into the objective's parts. ``None`` computes statistics
+            only.
         teacher_hidden: [n, teacher hidden size], the teacher's final hidden states, for ``kl`` and ``teacher_nll``.
         teacher_head: the teacher's :class:`VocabularyHead`.
         kl_positions: [n] where ``kl`` and ``teacher_nll`` are taken, if not at ``positions`` (LingTea as released).
@@ -73,7 +79,7 @@ class Segment:
     needs: frozenset[str]
     loss: Callable[[TokenStatistics, slice], tuple[torch.Tensor, torch.Tensor]] | None = None
     teacher_hidden: torch.Tensor | None = None
-    teacher_head: "VocabularyHead | None" = None
+    teacher_head: VocabularyHead | None = None
     kl_positions: torch.Tensor | None = None
     temperature: float = 1.0
     terms: torch.Tensor | None = None
@@ -94,152 +100,6 @@ class Segments:
         return iter(self.segments)
 
 
-class VocabularyHead:
-    """A model's output projection with the scale and soft cap its ``forward`` applies to the logits.
-
-    The logits of hidden states h are ``cap * tanh(scale * (h W' + b) / cap)``, or without the tanh where the model has
-    no soft cap. Both figures are measured once by sending known values through the model's own ``forward``.
-
-    Args:
-        model: an ``AutoModelForCausalLM`` instance (unwrapped, adapters removed from around it).
-
-    Raises:
-        ConfigError: the model has no output embeddings, or alters its logits in a way that is neither scale nor cap.
-    """
-
-    def __init__(self, model: nn.Module):
-        self.module = model.get_output_embeddings()
-        if self.module is None:
-            raise ConfigError(
-                f"{type(model).__name__} has no output embeddings; use a checkpoint that AutoModelForCausalLM can load"
-            )
-        self._slot = next(
-            (parent._modules, name)
-            for parent in model.modules()
-            for name, child in parent._modules.items()
-            if child is self.module
-        )
-        self._constants: tuple[float, float | None] | None = None
-
-    @property
-    def scale(self) -> float:
-        return self._constants[0]
-
-    @property
-    def cap(self) -> float | None:
-        return self._constants[1]
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether the head is a plain linear layer, whose gradients can be written down directly."""
-        return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
-
-    @contextlib.contextmanager
-    def replaced(self, stand_in: Callable[[torch.Tensor], torch.Tensor]):
-        """Within the context the model calls ``stand_in`` in place of its output projection."""
-        siblings, name = self._slot
-        siblings[name] = _StandIn(self.module, stand_in)
-        try:
-            yield
-        finally:
-            siblings[name] = self.module
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module, forward: Callable) -> None:
-        """Find scale and soft cap once; sharded models only can when called from inside their wrapped forward."""
-        if self._constants is not None:
-            return
-        # 1e-3 is in the linear part of every soft cap in use, 1e4 far beyond its knee.
-        values = torch.tensor([1e-3, 1.0, 30.0, 1e4, -1e4], dtype=torch.float32)
-        dtypes = []
-
-        def stand_in(hidden):
-            dtypes.append(hidden.dtype)
-            return values.to(hidden.device, hidden.dtype).expand(*hidden.shape[:-1], -1)
-
-        parameter = next(self.module.parameters())
-        training = [module for module in model.modules() if module.training]
-        model.eval()
-        ids = torch.zeros(1, 1, dtype=torch.long, device=parameter.device)
-        with self.replaced(stand_in):
-            seen = forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-        for module in training:
-            module.training = True
-        seen = seen[0, -1].float().cpu()
-        # Under mixed precision the logits are coarser than the weights.
-        rounding = max(torch.finfo(dtypes[-1]).eps, 1e-5)
-        scale = (seen[0] / values[0]).item()
-        cap = None
-        if abs(seen[3] - scale * values[3]) > 4 * rounding * abs(scale * values[3]):
-            cap = seen[3].abs().item()
-        scale = _snap(scale, rounding)
-        cap = _snap(cap, rounding) if cap is not None else None
-        expected = values * scale if cap is None else cap * torch.tanh(values * scale / cap)
-        if not torch.allclose(seen, expected, rtol=8 * rounding, atol=8 * rounding * (cap or 1.0)):
-            raise ConfigError(
-                f"{type(model).__name__} changes its logits by something other than a scale and a tanh soft cap; "
-                f"its vocabulary head cannot be computed in chunks (sent {values.tolist()}, saw {seen.tolist()})"
-            )
-        self._constants = scale, cap
-
-    def chunk_tokens(self, vocabulary: int, in_cache: bool = False) -> int:
-        """How many tokens' logits are held at a time."""
-        budget = CACHED_CHUNK_BYTES if in_cache else CHUNK_BYTES
-        return max(MIN_CHUNK_TOKENS, min(MAX_CHUNK_TOKENS, budget // (4 * vocabulary)))
-
-    def project(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits of ``hidden`` [n, d] as float32 (float64 stays), a fresh tensor [n, V], without gradients."""
-        weight = self.module.weight if self.is_linear else None
-        if weight is None:
-            raw = self.module.forward(hidden)
-        else:
-            weight, bias = self._cast(weight), self._cast(self.module.bias)
-            raw = nn.functional.linear(hidden.to(weight.dtype), weight, bias)
-        return self._finish(raw)
-
-    def _finish(self, raw: torch.Tensor) -> torch.Tensor:
-        logits = raw if raw.dtype in (torch.float32, torch.float64) else raw.float()
-        if self.cap is not None:
-            logits = logits.mul_(self.scale / self.cap).tanh_().mul_(self.cap)
-        elif self.scale != 1.0:
-            logits = logits.mul_(self.scale)
-        return logits
-
-    def _through_finish(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Turn d loss / d logits into d loss / d raw projection, in place."""
-        if self.cap is not None:
-            grad.mul_(1 - (logits / self.cap).square_())
-        return grad.mul_(self.scale) if self.scale != 1.0 else grad
-
-    @staticmethod
-    def _cast(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        device = tensor.device.type if tensor is not None else "cpu"
-        if tensor is not None and torch.is_autocast_enabled(device) and tensor.dtype == torch.float32:
-            return tensor.to(torch.get_autocast_dtype(device))
-        return tensor
-
-
-class _StandIn(nn.Module):
-    """Takes the place of the output projection while the body runs; models read its weight's dtype and device."""
-
-    def __init__(self, module: nn.Module, function: Callable):
-        super().__init__()
-        self.__dict__["weight"] = getattr(module, "weight", None)
-        self.__dict__["bias"] = getattr(module, "bias", None)
-        self.function = function
-
-    def forward(self, hidden):
-        return self.function(hidden)
-
-
-def _snap(value: float, rounding: float) -> float:
-    """Undo the rounding of a measured constant: a whole number or its inverse where one is that near."""
-    for candidate in (round(value), 1 / round(1 / value) if abs(value) < 1 and round(1 / value) else None):
-        if candidate and abs(candidate - value) <= 2 * rounding * abs(value):
-            return float(candidate)
-    return value
-
-
 def attach_head(model: nn.Module) -> VocabularyHead:
     """Give ``model.forward`` the keyword ``segments`` and return the model's :class:`VocabularyHead`.
 
@@ -252,14 +112,14 @@ def attach_head(model: nn.Module) -> VocabularyHead:
         return model._vocabulary_head
     head = VocabularyHead(model)
     own_forward = type(model).forward
-    projection_forward = head.module.forward
 
     @functools.wraps(own_forward)
     def forward(self, *args, segments=None, positions=None, **kwargs):
         if segments is None and positions is None:
             return own_forward(self, *args, **kwargs)
-        head.measure(self, functools.partial(own_forward, self))
-        hidden = _final_hidden(functools.partial(own_forward, self), head, args, kwargs)
+        body = functools.partial(own_forward, self)
+        head.measure(self, body)
+        hidden = head.final_hidden(body, args, kwargs)
         if positions is not None:
             return {"hidden": hidden[positions]}
         # Called as a module, so that ZeRO-3 gathers the weights for exactly this call.
@@ -267,27 +127,13 @@ def attach_head(model: nn.Module) -> VocabularyHead:
 
     def project_or_segments(self, hidden, segments=None):
         if segments is None:
-            return projection_forward(hidden)
+            return head.projection_forward(hidden)
         return fill_segments(hidden, head, segments)
 
     model.forward = types.MethodType(forward, model)
     head.module.forward = types.MethodType(project_or_segments, head.module)
     object.__setattr__(model, "_vocabulary_head", head)
-    head.projection_forward = projection_forward
     return head
-
-
-def _final_hidden(forward: Callable, head: VocabularyHead, args, kwargs) -> torch.Tensor:
-    """The input of the output projection, [rows x length, d]: the model's own forward stopped before its head."""
-    captured = []
-
-    def stand_in(hidden):
-        captured.append(hidden)
-        return hidden[..., :1]
-
-    with head.replaced(stand_in):
-        forward(*args, use_cache=False, **kwargs)
-    return captured[-1].flatten(0, -2)
 
 
 def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: Segments) -> torch.Tensor:
@@ -296,14 +142,31 @@ def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: Segments
     return _FusedHead.apply(hidden, head, segments, list(trained), *trained.values())
 
 
+def chunk_tokens(vocabulary: int, dtype: torch.dtype, device_type: str, is_teacher: bool = False) -> int:
+    """How many tokens' logits of type ``dtype`` are held at a time."""
+    budget = (CUDA_CHUNK_BYTES if device_type == "cuda" else CHUNK_BYTES) // (1 + is_teacher)
+    return max(MIN_CHUNK_TOKENS, budget // (vocabulary * dtype.itemsize))
+
+
+def tile_rows(columns: int, device_type: str) -> int:
+    """How many rows of a float32 matrix are worked on at a time."""
+    budget = CUDA_TILE_BYTES if device_type == "cuda" else TILE_BYTES * torch.get_num_threads()
+    return max(1, budget // (columns * 4))
+
+
 class _FusedHead(torch.autograd.Function):
-    """loss = sum over segments and chunks of segment.loss, with all gradients formed in the forward."""
+    """loss = sum over segments and tiles of segment.loss, with all gradients formed in the forward."""
 
     @staticmethod
     def forward(ctx, hidden, head, segments, names, *parameters):
-        ctx.gradients = _Gradients(hidden, head, names, parameters, ctx.needs_input_grad[0])
-        losses = [_run_segment(hidden, head, segment, ctx.gradients) for segment in segments]
-        return torch.stack(losses).sum()
+        student = _Projection(head, "student", hidden.device)
+        ctx.gradients = _Gradients(hidden, student, names, parameters, ctx.needs_input_grad[0])
+        ctx.gradients.wanted &= any(segment.loss is not None for segment in segments)
+        shares = [_Share(segment, hidden.device) for segment in segments]
+        for chunk in _chunks(shares, student.chunk_tokens):
+            _run_chunk(hidden, student, chunk, ctx.gradients)
+        losses = [share.fill_segment() for share in shares if share.found]
+        return torch.stack([hidden.new_zeros((), dtype=_sum_dtype(hidden)), *losses]).sum()
 
     @staticmethod
     def backward(ctx, grad_loss):
@@ -312,137 +175,129 @@ class _FusedHead(torch.autograd.Function):
         return d_hidden, None, None, None, *d_parameters
 
 
-class _Gradients:
-    """Sums of d loss / d hidden and d loss / d parameters over the chunks."""
+class _Projection:
+    """A head ready to multiply: its weights in the type they are multiplied in, and memory for a chunk of logits."""
 
-    def __init__(self, hidden, head, names, parameters, wanted):
-        self.head, self.names, self.parameters = head, names, parameters
-        self.wanted = wanted or bool(parameters)
-        self.hidden = torch.zeros_like(hidden) if wanted else None
-        # Sums over chunks are kept in float32: adding many small bfloat16 terms loses them.
-        self.sums = [torch.zeros_like(p, dtype=_sum_dtype(p)) for p in parameters]
+    def __init__(self, head: VocabularyHead, role: str, device: torch.device):
+        self.head, self.role = head, role
+        self.weight, self.bias = head.operands() if head.is_linear else (None, None)
+        dtype = self.weight.dtype if head.is_linear else torch.float32
+        self.chunk_tokens = chunk_tokens(head.vocabulary, dtype, device.type, role == "teacher")
 
-    def add(self, positions, inputs, grad_raw, raw=None):
-        """Book one chunk: d loss / d raw projection ``grad_raw`` [n, V] of ``inputs`` [n, d]."""
-        if self.head.is_linear:
-            weight = VocabularyHead._cast(self.head.module.weight)
-            grad_raw = grad_raw.to(weight.dtype)
-            if self.hidden is not None:
-                self.hidden.index_add_(0, positions, (grad_raw @ weight).to(self.hidden.dtype))
-            for name, total in zip(self.names, self.sums, strict=True):
-                if name == "bias":
-                    total.add_(grad_raw.sum(0))
-                elif total.dtype == grad_raw.dtype:
-                    total.addmm_(grad_raw.T, inputs.to(grad_raw.dtype))
-                else:
-                    total.add_(grad_raw.T @ inputs.to(grad_raw.dtype))
-            return
-        targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
-        found = list(torch.autograd.grad(raw, targets, grad_raw.to(raw.dtype), allow_unused=True))
-        if self.hidden is not None:
-            self.hidden.index_add_(0, positions, found.pop(0).to(self.hidden.dtype))
-        for total, grad in zip(self.sums, found, strict=True):
-            if grad is not None:
-                total.add_(grad)
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Raw projections [n, V] of ``inputs`` [n, d], in memory that the next call may take."""
+        if not self.head.is_linear:
+            return self.head.projection_forward(inputs)
+        out = _memory(self.role, (len(inputs), self.head.vocabulary), self.weight)
+        inputs = inputs.to(self.weight.dtype)
+        if self.bias is None:
+            return torch.mm(inputs, self.weight.T, out=out)
+        return torch.addmm(self.bias, inputs, self.weight.T, out=out)
 
-    def finish(self, grad_loss):
-        hidden = self.hidden.mul_(grad_loss.to(self.hidden.dtype)) if self.hidden is not None else None
-        scaled = (total.mul_(grad_loss.to(total.dtype)) for total in self.sums)
-        return hidden, [total.to(p.dtype) for total, p in zip(scaled, self.parameters, strict=True)]
+    def finished(self, raw: torch.Tensor, role: str) -> torch.Tensor:
+        """The model's logits of the raw projections: in their place where these are float32 or float64."""
+        if raw.dtype not in (torch.float32, torch.float64):
+            raw = _memory(role, raw.shape, raw, torch.float32).copy_(raw)
+        return self.head.finish_(raw)
 
 
-def _sum_dtype(tensor):
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+_held = threading.local()
 
 
-def _run_segment(hidden, head, segment, gradients):
-    """Fill in a segment chunk by chunk and return its loss."""
-    count = segment.targets.numel()
-    if count == 0:
-        segment.statistics = TokenStatistics()
-        return hidden.new_zeros((), dtype=_sum_dtype(hidden))
-    in_cache = not gradients.wanted and hidden.device.type == "cpu"
-    step = head.chunk_tokens(_vocabulary_size(head), in_cache)
-    slices = [slice(start, min(start + step, count)) for start in range(0, count, step)]
-    losses, terms, figures = zip(
-        *(_run_chunk(hidden, head, segment, where, gradients) for where in slices), strict=True
-    )
-    segment.terms = torch.stack(terms).sum(0)
-    segment.statistics = TokenStatistics(
-        **{
-            name: torch.cat([getattr(figure, name) for figure in figures])
-            for name, value in vars(figures[0]).items()
-            if value is not None
-        }
-    )
-    return torch.stack(losses).sum()
+def _memory(role: str, shape, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Uninitialised memory on the device of ``like``.
+
+    On a CPU it is what the same role last held: to map fresh pages takes longer than all passes over them.
+    """
+    dtype = dtype or like.dtype
+    if like.device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    flat, count = vars(_held).get((role, dtype)), math.prod(shape)
+    if flat is None or len(flat) < count:
+        with torch.inference_mode(False):  # what is made in inference mode could not be written to in training
+            flat = vars(_held)[role, dtype] = torch.empty(count, dtype=dtype)
+    return flat[:count].view(shape)
 
 
-def _vocabulary_size(head):
-    weight = getattr(head.module, "weight", None)
-    return weight.shape[0] if weight is not None else next(head.module.parameters()).shape[0]
+class _Share:
+    """A segment on its way through the chunks, and what its tiles have yielded."""
+
+    def __init__(self, segment: Segment, device: torch.device):
+        self.segment = segment
+        taught = segment.needs & {"kl", "teacher_nll"} and len(segment.targets)
+        self.teacher = _Projection(segment.teacher_head, "teacher", device) if taught else None
+        self.positions = [segment.positions]
+        if segment.kl_positions is not None:
+            self.positions.append(segment.kl_positions)
+        self.found = []
+        if not len(segment.targets):
+            segment.statistics = TokenStatistics()
+
+    def fill_segment(self) -> torch.Tensor:
+        """Put the tiles' figures together in the segment; returns its loss."""
+        losses, terms, statistics = zip(*self.found, strict=True)
+        self.segment.terms = torch.stack(terms).sum(0)
+        self.segment.statistics = TokenStatistics(
+            **{
+                name: torch.cat([getattr(figures, name) for figures in statistics])
+                for name, value in vars(statistics[0]).items()
+                if value is not None
+            }
+        )
+        return torch.stack(losses).sum()
 
 
-def _run_chunk(hidden, head, segment, where, gradients):
-    """One chunk: logits, statistics, the objective's slope by each of them, then by hidden states and weights."""
-    needs = segment.needs
-    positions, targets = segment.positions[where], segment.targets[where]
-    if segment.kl_positions is not None:
-        return _run_split_chunk(hidden, head, segment, where, gradients)
-    inputs, raw, logits = _project_for_gradient(hidden, head, positions, gradients)
-    chunk = _Student(logits, targets)
-    teacher = _teacher_of(segment, where, targets) if needs & {"kl", "teacher_nll"} else None
-    figures = chunk.statistics(needs, teacher, segment.temperature)
-    loss, terms, slopes = _derive(segment, figures, where)
-    if gradients.wanted and slopes:
-        grad = chunk.gradient(slopes, teacher, segment.temperature)
-        gradients.add(positions, inputs, head._through_finish(grad, logits), raw)
-    return loss, terms, figures
+def _chunks(shares: list[_Share], limit: int) -> Iterator[list[tuple[_Share, slice]]]:
+    """Even chunks of at most ``limit`` rows of logits; short segments share one, taught ones come in the teacher's."""
+    rows = sum(len(share.positions) * len(share.segment.targets) for share in shares)
+    limit = math.ceil(rows / math.ceil(rows / limit)) if rows else limit
+    chunk, left = [], limit
+    for share in shares:
+        start, width = 0, len(share.positions)
+        while start < len(share.segment.targets):
+            if chunk and left < width:
+                yield chunk
+                chunk, left = [], limit
+            count = min(max(left // width, 1), len(share.segment.targets) - start)
+            if share.teacher:
+                count = min(count, share.teacher.chunk_tokens)
+            chunk.append((share, slice(start, start + count)))
+            left -= width * count
+            start += count
+    if chunk:
+        yield chunk
 
 
-def _run_split_chunk(hidden, head, segment, where, gradients):
-    """The same where ``kl`` looks at other positions than ``nll``: two student projections a token."""
-    targets = segment.targets[where]
-    figures = TokenStatistics()
-    halves = []
-    for positions, needs in (
-        (segment.positions[where], segment.needs & {"nll"}),
-        (segment.kl_positions[where], segment.needs & {"kl", "teacher_nll"}),
-    ):
-        inputs, raw, logits = _project_for_gradient(hidden, head, positions, gradients)
-        chunk = _Student(logits, targets)
-        teacher = _teacher_of(segment, where, targets) if "kl" in needs else None
-        found = chunk.statistics(needs, teacher, segment.temperature)
-        for field, value in vars(found).items():
-            if value is not None and getattr(figures, field) is None:
-                setattr(figures, field, value)
-        halves.append((positions, inputs, raw, logits, chunk, teacher, needs))
-    loss, terms, slopes = _derive(segment, figures, where)
+def _run_chunk(hidden, student, chunk, gradients):
+    """Logits of a chunk; tile by tile the slope of the loss in their place; from that the gradients."""
+    positions = torch.cat([each[where] for share, where in chunk for each in share.positions])
+    inputs, graph = hidden.detach()[positions], None
+    if gradients.wanted and not student.head.is_linear:
+        inputs.requires_grad_(gradients.hidden is not None)
+        with torch.enable_grad():
+            graph = student(inputs)
+    raw = student(inputs) if graph is None else graph.detach().clone()
+    start, step = 0, tile_rows(raw.shape[1], raw.device.type)
+    for share, where in chunk:
+        segment, count = share.segment, where.stop - where.start
+        parts = raw[start : start + count * len(share.positions)].split(count)
+        start += count * len(share.positions)
+        teacher_raw = share.teacher(segment.teacher_hidden[where]) if share.teacher else None
+        for first in range(0, count, step):
+            rows = slice(first, min(first + step, count))
+            in_segment = slice(where.start + rows.start, where.start + rows.stop)
+            tile = _Tile(student, share, segment.targets[in_segment], [part[rows] for part in parts])
+            figures = tile.statistics(teacher_raw[rows] if share.teacher else None)
+            loss, terms, slopes = _derive(segment, figures, in_segment)
+            share.found.append((loss, terms, figures))
+            if gradients.wanted:
+                tile.put_slopes(slopes)
     if gradients.wanted:
-        for positions, inputs, raw, logits, chunk, teacher, needs in halves:
-            mine = {name: slope for name, slope in slopes.items() if name in needs}
-            if mine:
-                grad = chunk.gradient(mine, teacher, segment.temperature)
-                gradients.add(positions, inputs, head._through_finish(grad, logits), raw)
-    return loss, terms, figures
-
-
-def _project_for_gradient(hidden, head, positions, gradients):
-    inputs = hidden.detach()[positions]
-    if head.is_linear or not gradients.wanted:
-        return inputs, None, head.project(inputs)
-    inputs.requires_grad_(gradients.hidden is not None)
-    with torch.enable_grad():
-        raw = head.projection_forward(inputs)
-    return inputs, raw, head._finish(raw.detach().clone())
-
-
-def _teacher_of(segment, where, targets):
-    return _Teacher(segment.teacher_head.project(segment.teacher_hidden[where]), targets, segment.temperature)
+        gradients.add(positions, inputs, raw, graph)
 
 
 def _derive(segment, figures, where):
-    """The segment's loss on a chunk and its slope by each differentiable statistic."""
+    """The segment's loss on a tile, its terms, and its slope by each differentiable statistic."""
     if segment.loss is None:
         zero = figures.nll.new_zeros(())
         return zero, zero[None], {}
@@ -456,60 +311,168 @@ def _derive(segment, figures, where):
     return loss.detach(), terms.detach(), slopes
 
 
-class _Teacher:
-    """A chunk of the teacher: its distribution at the segment's temperature, and its NLL of the labels."""
+class _Tile:
+    """A few tokens of one segment: their statistics, and the way back from these to the raw projections.
 
-    def __init__(self, logits, targets, temperature):
-        log_normalizer = logits.logsumexp(-1)
-        self.nll = log_normalizer - logits.gather(-1, targets[:, None])[:, 0]
-        if temperature != 1.0:
-            logits.div_(temperature)
-            log_normalizer = logits.logsumexp(-1)
-        self.log_probs = logits.sub_(log_normalizer[:, None])
-        self.probs = self.log_probs.exp()
+    Args:
+        student: the projection that ``parts`` came from.
+        share: the segment's.
+        targets: [n] token ids.
+        parts: the raw projections [n, V] that predict the targets and, if others, those that the KL looks at.
+    """
 
+    def __init__(self, student: _Projection, share: _Share, targets: torch.Tensor, parts: list[torch.Tensor]):
+        self.student, self.share, self.targets, self.parts = student, share, targets[:, None], parts
+        self.temperature = share.segment.temperature
 
-class _Student:
-    """A chunk of the student's logits [n, V]: what the objectives may ask of them, and the way back."""
-
-    def __init__(self, logits, targets):
-        self.logits, self.targets = logits, targets
-        self.top, self.greedy = logits.max(-1)
-        self.probs = (logits - self.top[:, None]).exp_()
-        total = self.probs.sum(-1)
-        self.log_normalizer = self.top + total.log()
-        self.probs.div_(total[:, None])
-
-    def statistics(self, needs, teacher, temperature) -> TokenStatistics:
-        nll = self.log_normalizer - self.logits.gather(-1, self.targets[:, None])[:, 0]
-        figures = TokenStatistics(nll=nll, hit=self.greedy == self.targets)
+    def statistics(self, teacher_raw: torch.Tensor | None) -> TokenStatistics:
+        """Everything the segment needs, from the teacher's raw projections [n, V] too; both are used up."""
+        needs = self.share.segment.needs
+        logits = self.student.finished(self.parts[0], "logits")
+        of_targets = logits.gather(-1, self.targets)
+        room = _memory("probabilities", logits.shape, logits)
+        top, hit = _greedy(logits, of_targets, self.targets, room)
+        self.own = self.compared = _Softmax(logits, room, top)
+        figures = TokenStatistics(nll=(self.own.log_normalizer - of_targets)[:, 0], hit=hit)
         if "log_prob_moments" in needs:
-            log_probs = self.logits - self.log_normalizer[:, None]
-            mean = torch.linalg.vecdot(self.probs, log_probs)
-            variance = torch.linalg.vecdot(self.probs, log_probs.sub_(mean[:, None]).square_())
-            figures.log_prob_mean, figures.log_prob_std = mean, variance.sqrt()
-        if teacher is not None:
-            figures.teacher_nll = teacher.nll
+            figures.log_prob_mean, figures.log_prob_std = self.own.log_prob_moments()
+        if teacher_raw is None:
+            return figures
+        logits = self.share.teacher.finished(teacher_raw, "teacher logits")
+        room = _memory("teacher probabilities", logits.shape, logits)
+        self.teacher = _Softmax(logits, room)
+        figures.teacher_nll = (self.teacher.log_normalizer - logits.gather(-1, self.targets))[:, 0]
         if "kl" in needs:
-            normalizer = self.log_normalizer if temperature == 1.0 else (self.logits / temperature).logsumexp(-1)
-            gap = teacher.log_probs.sub_(self.logits, alpha=1 / temperature)
-            figures.kl = temperature**2 * (torch.linalg.vecdot(teacher.probs, gap) + normalizer)
+            if self.temperature != 1.0:
+                self.teacher = _Softmax(logits.div_(self.temperature), room)
+            figures.kl = self._kl()
         return figures
 
-    def gradient(self, slopes, teacher, temperature) -> torch.Tensor:
-        """d loss / d logits from d loss / d nll and d loss / d kl; consumes the chunk's probabilities."""
-        nll, kl = slopes.get("nll"), slopes.get("kl")
-        both = kl is not None and temperature == 1.0
-        scale = torch.zeros_like(self.top)
-        if nll is not None:
-            scale = scale + nll
-        if both:
-            scale = scale + kl
-        student_t = torch.softmax(self.logits / temperature, -1) if kl is not None and not both else None
-        grad = self.probs.mul_(scale[:, None])
-        if nll is not None:
-            grad.scatter_add_(-1, self.targets[:, None], -nll[:, None])
-        if kl is not None:
-            target = teacher.probs if both else teacher.probs.sub_(student_t)
-            grad.addcmul_(target, kl[:, None], value=-1.0 if both else -temperature)
-        return grad
+    def _kl(self):
+        logits, other = self.own.logits, len(self.parts) > 1
+        if other:
+            logits = self.student.finished(self.parts[1], "other logits")
+        if self.temperature != 1.0:
+            logits.div_(self.temperature)
+        if other or self.temperature != 1.0:
+            self.compared = _Softmax(logits, _memory("other probabilities", logits.shape, logits))
+        # Equal distributions differ by exactly 0, as they would not if each sum were taken by itself.
+        gap = self.teacher.logits.sub_(logits).mul_(self.teacher.probs).sum(-1)
+        normalizers = self.compared.log_normalizer - self.teacher.log_normalizer
+        return self.temperature**2 * (gap + normalizers[:, 0])
+
+    def put_slopes(self, slopes: dict[str, torch.Tensor]) -> None:
+        """Put d loss / d raw projection in the place of ``parts``, from d loss / d nll and d loss / d kl, each [n]."""
+        by_nll, by_kl = (slopes[name][:, None] if name in slopes else None for name in ("nll", "kl"))
+        of_nll = [(self.own.probs, by_nll)] if by_nll is not None else []
+        of_kl = []
+        if by_kl is not None:
+            by_kl = self.temperature * by_kl
+            of_kl = [(self.compared.probs, by_kl), (self.teacher.probs, -by_kl)]
+            if self.compared is self.own and of_nll:
+                of_nll, of_kl = [(self.own.probs, by_nll + by_kl)], of_kl[1:]
+        # What the KL looked at was divided by the temperature.
+        unit = self.temperature if "kl" in self.share.segment.needs else 1.0
+        if len(self.parts) > 1:
+            self._put(self.parts[0], self.own.logits, of_nll, by_nll, 1.0)
+            self._put(self.parts[1], self.compared.logits, of_kl, None, unit)
+        else:
+            self._put(self.parts[0], self.own.logits, of_nll + of_kl, by_nll, unit)
+
+    def _put(self, raw, logits, summands, by_nll, unit):
+        """Sum of probabilities x slopes, less the slope at the target, carried back through scale and soft cap."""
+        if not summands:
+            raw.zero_()
+            return
+        (probs, slope), *others = summands
+        grad = probs.mul_(slope)
+        for probs, slope in others:
+            grad.addcmul_(probs, slope)
+        if by_nll is not None:
+            grad.scatter_add_(-1, self.targets, -by_nll)
+        raw.copy_(self.student.head.finish_backward_(grad, logits, unit))
+
+
+class _Softmax:
+    """The distribution of ``logits`` [n, V]: ``probs`` [n, V], put into ``room``, and ``log_normalizer`` [n, 1]."""
+
+    def __init__(self, logits: torch.Tensor, room: torch.Tensor, top: torch.Tensor | None = None):
+        self.logits = logits
+        self.probs = torch.softmax(logits, -1, out=room)
+        # The likeliest token's probability, exp(top - log_normalizer), is at least 1/V.
+        top = logits.amax(-1, keepdim=True) if top is None else top
+        self.log_normalizer = top - self.probs.amax(-1, keepdim=True).log()
+
+    def log_prob_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation [n] of log p under p."""
+        work = _memory("moments", self.logits.shape, self.logits)
+        mean = torch.mul(self.logits, self.probs, out=work).sum(-1, keepdim=True)
+        variance = torch.sub(self.logits, mean, out=work).square_().mul_(self.probs).sum(-1)
+        return (mean - self.log_normalizer)[:, 0], variance.sqrt()
+
+
+def _greedy(logits, of_targets, targets, room):
+    """The greatest logit [n, 1], and whether the target [n] is the first that has it; ``room`` is used up."""
+    if logits.is_cuda:
+        top, first = logits.max(-1, keepdim=True)
+        return top, (first == targets)[:, 0]
+    # On a CPU torch takes ten times as long to find where the maximum is; that only matters where there are several.
+    top = logits.amax(-1, keepdim=True)
+    hit = (of_targets == top)[:, 0]
+    if hit.any():
+        tied = torch.eq(logits, top, out=room).sum(-1) > 1
+        rows = (hit & tied).nonzero()[:, 0]
+        hit[rows] = logits[rows].argmax(-1) == targets[rows, 0]
+    return top, hit
+
+
+class _Gradients:
+    """Sums of d loss / d hidden and d loss / d parameters over the chunks."""
+
+    def __init__(self, hidden, student, names, parameters, wants_hidden):
+        self.student, self.names, self.parameters = student, names, parameters
+        self.wanted = wants_hidden or bool(parameters)
+        self.hidden = torch.zeros_like(hidden) if wants_hidden else None
+        # Sums over chunks are kept in float32: adding many small bfloat16 terms loses them.
+        self.sums = [torch.empty_like(p, dtype=_sum_dtype(p)) for p in parameters]
+        self.is_empty = True
+
+    def add(self, positions, inputs, grad, graph):
+        """Book one chunk: d loss / d raw projection ``grad`` [n, V] of ``inputs`` [n, d], or of ``graph``'s output."""
+        # The first chunk is written, not added to zeros: a pass over something of the weights' size less.
+        book = torch.Tensor.copy_ if self.is_empty else torch.Tensor.add_
+        if graph is None:
+            weight = self.student.weight
+            inputs = inputs.to(weight.dtype)
+            of_hidden = grad @ weight if self.hidden is not None else None
+            for name, total in zip(self.names, self.sums, strict=True):
+                if name == "bias":
+                    book(total, grad.sum(0, dtype=total.dtype))
+                elif total.dtype == grad.dtype:
+                    total.addmm_(grad.T, inputs, beta=0 if self.is_empty else 1)
+                else:
+                    step = tile_rows(total.shape[1], total.device.type)
+                    for rows, columns in zip(total.split(step), grad.split(step, dim=1), strict=True):
+                        book(rows, columns.T @ inputs)
+        else:
+            targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
+            found = list(torch.autograd.grad(graph, targets, grad, materialize_grads=True))
+            of_hidden = found.pop(0) if self.hidden is not None else None
+            for total, each in zip(self.sums, found, strict=True):
+                book(total, each)
+        if self.hidden is not None:
+            self.hidden.index_add_(0, positions, of_hidden.to(self.hidden.dtype))
+        self.is_empty = False
+
+    def finish(self, grad_loss):
+        """The gradients of ``grad_loss`` x loss, in the types of what they belong to."""
+        found = [total.zero_() if self.is_empty else total for total in self.sums]
+        # Nearly always the factor is 1; to look at it would stall a GPU, not to look costs a CPU a pass.
+        if grad_loss.device.type != "cpu" or grad_loss.item() != 1.0:
+            found = [total.mul_(grad_loss.to(total.dtype)) for total in found]
+        hidden = self.hidden.mul_(grad_loss.to(self.hidden.dtype)) if self.hidden is not None else None
+        return hidden, [total.to(p.dtype) for total, p in zip(found, self.parameters, strict=True)]
+
+
+def _sum_dtype(tensor):
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -4,7 +4,6 @@ Without them nothing can be shown: a text the model does not know cannot be forg
 saw it nobody can say what "forgotten" looks like.
 """
 
-import copy
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments, UnlearnConfig
 from .data import TokenizedData
+from .engines import engine_of_its_own
 from .errors import ConfigError
 from .language_weights import WeightPolicy
 from .models import load_model
@@ -110,20 +110,29 @@ def stage_folder(
 
 def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConfig:
     """The run's settings with the stage's own method, length and learning rate, and nothing else to keep."""
-    config = copy.copy(args)
-    config.method = method
-    config.forget_objective, config.retain_objective = (
-        METHODS[method].forget_objective,
-        METHODS[method].retain_objective,
+    return engine_of_its_own(
+        args,
+        method=method,
+        forget_objective=METHODS[method].forget_objective,
+        retain_objective=METHODS[method].retain_objective,
+        output_dir=str(folder.with_name(f"{folder.name}.unfinished")),
+        num_train_epochs=args.memorize_epochs,
+        max_steps=-1,
+        learning_rate=args.memorize_learning_rate,
+        forget_coef=1.0,
+        retain_coef=1.0,
+        schedule="joint",
+        language_sampling="all",
+        forget_weighting="uniform",
+        retain_weighting="uniform",
+        lingtea_alignment="paper",
+        distill_weighting="token",
+        max_retain_perplexity_ratio=None,
+        stop_when_forgotten=False,
+        memorize_first=False,
+        train_never_seen=False,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        report_to=[],
     )
-    config.output_dir = str(folder.with_name(f"{folder.name}.unfinished"))
-    config.num_train_epochs, config.max_steps = args.memorize_epochs, -1
-    config.learning_rate = args.memorize_learning_rate
-    config.forget_coef = config.retain_coef = 1.0
-    config.schedule, config.language_sampling = "joint", "all"
-    config.forget_weighting = config.retain_weighting = "uniform"
-    config.max_retain_perplexity_ratio, config.stop_when_forgotten = None, False
-    config.eval_strategy = config.save_strategy = "no"
-    config.load_best_model_at_end = False
-    config.report_to = []
-    return config

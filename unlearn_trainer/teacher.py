@@ -2,15 +2,29 @@
 
 import contextlib
 import copy
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
+from .arguments import ModelArguments, UnlearnConfig
 from .engines import gathered, prepare_frozen
 from .errors import ConfigError
-from .lm_head import VocabularyHead, attach_head
+from .lm_head import attach_head
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+from .packing import lay_out
+from .vocabulary_head import VocabularyHead
+
+
+def is_loaded_apart(args: UnlearnConfig, model_args: ModelArguments) -> bool:
+    """Whether the caller of ``UnlearnTrainer`` has to load the teacher, because the student cannot be copied."""
+    objectives = FORGET_OBJECTIVES.get(args.forget_objective), RETAIN_OBJECTIVES.get(args.retain_objective)
+    wanted = any(objective and objective.needs_teacher for objective in objectives)
+    resident = args.teacher == "resident" or not model_args.use_peft
+    return wanted and resident and is_deepspeed_zero3_enabled()
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -43,9 +57,13 @@ class ResidentTeacher:
         self.wrapped = prepare_frozen(self.model, accelerator)
 
     @torch.no_grad()
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [positions, d] at flat ``positions`` of a [rows, length] batch."""
-        return self.wrapped(input_ids=input_ids, attention_mask=attention_mask, positions=positions)["hidden"]
+    def hidden(self, batch: Mapping, rows: torch.Tensor, row_of: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [n, d] of tokens in the ``rows`` [R] of a batch.
+
+        Args:
+            row_of, columns: [n] index into ``rows`` and column of each token.
+        """
+        return _hidden(self.wrapped, batch, rows, row_of, columns)
 
     @contextlib.contextmanager
     def gathered_head(self):
@@ -66,16 +84,27 @@ class AdapterTeacher:
         self.head: VocabularyHead = attach_head(model.get_base_model())
 
     @torch.no_grad()
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [positions, d] at flat ``positions`` of a [rows, length] batch."""
+    def hidden(self, batch: Mapping, rows: torch.Tensor, row_of: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """Final hidden states [n, d] of tokens in the ``rows`` [R] of a batch.
+
+        Args:
+            row_of, columns: [n] index into ``rows`` and column of each token.
+        """
         training = self.model.training
         self.model.eval()
         with self.model.disable_adapter():
-            found = self.model(input_ids=input_ids, attention_mask=attention_mask, positions=positions)
+            found = _hidden(self.model, batch, rows, row_of, columns)
         self.model.train(training)
-        return found["hidden"]
+        return found
 
     @contextlib.contextmanager
     def gathered_head(self):
         """Nothing to gather: the head is the student's own, at hand while its forward runs."""
         yield
+
+
+def _hidden(model, batch, rows, row_of, columns):
+    # A rank without rows of its own takes part in the forward all the same, or a sharded teacher would wait for it.
+    rows = rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device)
+    layout = lay_out(model, batch["input_ids"][rows], batch["attention_mask"][rows])
+    return model(**layout.inputs, positions=layout.positions(row_of, columns))["hidden"]

@@ -1,10 +1,12 @@
 """``UnlearnTrainer``: a Hugging Face Trainer whose loss combines forget and retain rows with language weights."""
 
+import collections
 import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate.utils import reduce
@@ -19,13 +21,18 @@ from .checkpoints import StopSignal, WholeCheckpoints, check_identity
 from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
-from .engines import prepare_frozen
+from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, TrainingDiverged
-from .evaluation.evaluator import MultilingualEvaluator, flatten_figures, row_figures
+from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
-from .lm_head import Segment, Segments, TokenStatistics, attach_head
-from .objectives import COUNTERS, FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective, predicted
+from .lm_head import Segments, attach_head
+from .objectives import FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective
+from .packing import lay_out
+from .step_loss import StepLoss, count_step, side_tokens
 from .teacher import AdapterTeacher, ResidentTeacher, frozen_copy
+from .teacher_cache import MAX_AUTOMATIC_BYTES, CachedTeacher, TeacherCache
+
+WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
 class UnlearnTrainer(WholeCheckpoints, Trainer):
@@ -94,12 +101,14 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         )
         if args.n_gpu > 1:
             raise ConfigError("several GPUs in one process: start with `accelerate launch` or `torchrun` instead")
+        check_engine(self.accelerator)
         if isinstance(self.teacher, ResidentTeacher):
             self.teacher.prepare(self.accelerator)
         # compute_loss divides by counts over the whole optimizer step itself.
         self.loss_is_scaled_for_ga = True
         self._items = {side: group_items(rows, len(self.languages)) if rows else None for side, rows in used.items()}
         self.train_sampler = self._make_sampler()
+        self.step_loss = StepLoss(args, self.teacher, self.accelerator.num_processes)
         self.evaluator = MultilingualEvaluator(
             self.languages + self.heldout_languages,
             len(self.languages),
@@ -110,12 +119,14 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self._logged_losses = torch.zeros(len(SIDES), dtype=torch.float64, device=args.device)
         self._steps_at_log = 0
         self._stop_signal = StopSignal()
+        self._teacher_cache: TeacherCache | None = None
         self.terminated = False
         for noisy, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(noisy) is not None:
                 self.add_callback(compact)
 
     def _make_teacher(self, model, args, teacher):
+        """The teacher while it is a model; :meth:`cache_teacher` may put a file in its place."""
         if not any(objective and objective.needs_teacher for objective in self.objectives.values()):
             return None
         if args.teacher == "adapter" or (
@@ -152,16 +163,66 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
 
     def _teacher_signature(self) -> list[float] | None:
         """Figures that tell one teacher from another under any engine: some of one row's last hidden state."""
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.signature
         if not isinstance(self.teacher, ResidentTeacher):
             return None
         side = "retain" if self._items["retain"] else "forget"
         row = next(iter(self._items[side][0].values()))
         batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
-        positions = torch.arange(batch["input_ids"].shape[1], device=batch["input_ids"].device)
-        return self._teacher_hidden(batch, torch.zeros_like(positions[:1]), positions)[-1, :8].tolist()
+        last = torch.tensor([batch["input_ids"].shape[1] - 1], device=batch["input_ids"].device)
+        first_row = torch.zeros_like(last)
+        with self.accelerator.autocast():
+            return self.teacher.hidden(batch, first_row, first_row, last)[0, :8].tolist()
+
+    def cache_teacher(self, steps: int) -> None:
+        """Replace a resident teacher by its hidden states in a file, where that is asked for or saves time.
+
+        By itself (``--teacher auto``) it does so when the training passes over the teacher's rows more than once.
+
+        Args:
+            steps: optimizer steps of the training.
+
+        Raises:
+            ConfigError: the teacher is sharded, or the disk is too small.
+        """
+        wish = self.args.teacher
+        if not isinstance(self.teacher, ResidentTeacher) or wish not in ("auto", "cached"):
+            return
+        if is_sharded(self.accelerator):
+            if wish == "cached":
+                raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
+            return
+        taught = {side: o for side, o in self.objectives.items() if o is not None and o.needs_teacher}
+        cache = TeacherCache(
+            Path(self.args.output_dir) / "teacher",
+            self.train_dataset,
+            {side == "forget": int(objective.kl_at_label) for side, objective in taught.items()},
+            {side == "forget": sorted(r for item in self._items[side] for r in item.values()) for side in taught},
+        )
+        if wish == "auto":
+            rows = sum(len(item) for side in taught for item in self._items[side])
+            size = cache.bytes(self.teacher.model.config.get_text_config().hidden_size, 4)
+            epochs = steps / self._steps_per_epoch()
+            drawn = epochs * sum(self.train_sampler.rows_of_epoch(side == "forget") for side in taught)
+            if drawn <= rows or size > MAX_AUTOMATIC_BYTES or not cache.fits(size):
+                return
+        with self.accelerator.autocast():
+            self.teacher = cache.load(
+                self.teacher,
+                self.teacher.model,
+                self._teacher_signature(),
+                lambda rows: self._prepare_inputs(self.data_collator(rows)),
+                self.args.per_device_eval_batch_size,
+                self.accelerator.mixed_precision,
+                not self.args.disable_tqdm,
+            )
+        self.step_loss.teacher = self.teacher
+        self._teacher_cache = cache
 
     def train(self, *args, **kwargs):
         """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``)."""
+        check_not_measured_yet(self.model, self.optimizer)
         with self._stop_signal:
             return super().train(*args, **kwargs)
 
@@ -179,6 +240,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             schedule=args.schedule,
             language_sampling=args.language_sampling,
             seed=args.data_seed if args.data_seed is not None else args.seed,
+            lengths=self.train_dataset.lengths(),
         )
 
     def get_train_dataloader(self) -> DataLoader:
@@ -196,18 +258,15 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
 
     def start_epoch(self, global_step: int) -> None:
         """Point the sampler at the epoch that holds optimizer step ``global_step``."""
-        steps_per_epoch = math.ceil(len(self.train_sampler) / self.args.gradient_accumulation_steps)
-        self.train_sampler.set_epoch(global_step // max(steps_per_epoch, 1))
+        self.train_sampler.set_epoch(global_step // self._steps_per_epoch())
+
+    def _steps_per_epoch(self) -> int:
+        return max(1, math.ceil(len(self.train_sampler) / self.args.gradient_accumulation_steps))
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Counts [sides, counters] over the whole optimizer step: all accumulated batches of all processes."""
-        counts = torch.zeros(len(SIDES), len(COUNTERS), dtype=torch.float64)
-        for batch in batch_samples:
-            for index, side in enumerate(SIDES):
-                mine = batch["is_forget"] == (side == "forget")
-                labels, mask = batch["labels"][mine], batch["attention_mask"][mine]
-                counts[index] += torch.stack([count(labels, mask).double() for count in COUNTERS.values()])
-        return reduce(counts.to(device), reduction="sum") if self.args.world_size > 1 else counts.to(device)
+        counts = count_step(batch_samples).to(device)
+        return reduce(counts, reduction="sum") if self.args.world_size > 1 else counts
 
     # ---- loss -------------------------------------------------------------------------------------------------------
 
@@ -222,95 +281,38 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         """
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], inputs["labels"].device)
-        batch = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        segments, rows_of = {}, {}
-        for index, side in enumerate(SIDES):
-            objective = self.objectives[side]
-            if objective is None:
-                continue
-            rows = (inputs["is_forget"] == (side == "forget")).nonzero()[:, 0]
-            segments[side], rows_of[side] = self._segment(objective, index, inputs, rows, num_items_in_batch[index])
+        layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"])
+        tokens = {side: side_tokens(inputs, side) for side, objective in self.objectives.items() if objective}
+        with self.accelerator.autocast():
+            segments = {
+                side: self.step_loss.segment(
+                    side,
+                    self.objectives[side],
+                    inputs,
+                    found,
+                    layout,
+                    num_items_in_batch[SIDES.index(side)],
+                    self.language_weights,
+                )
+                for side, found in tokens.items()
+            }
         with self._teacher_head():
-            outputs = model(**batch, segments=Segments(*segments.values()))
+            outputs = model(**layout.inputs, segments=Segments(*segments.values()))
         loss = outputs["loss"]
-        figures = {side: self._row_figures(segments[side], *rows_of[side]) for side in segments}
-        self._agree(loss, figures, inputs["language"], rows_of)
+        figures = {side: tokens[side].row_figures(segment.statistics) for side, segment in segments.items()}
+        self._agree(loss, figures, tokens)
         for side, segment in segments.items():
             if segment.terms is not None:
                 self._logged_losses[SIDES.index(side)] += segment.terms.sum()
-            self.language_weights.add_batch(side, inputs["language"][rows_of[side][0]], figures[side])
+            self.language_weights.add_batch(side, tokens[side].row_languages, figures[side])
         return (loss, outputs) if return_outputs else loss
-
-    def _segment(self, objective: Objective, side: int, inputs, rows, counts):
-        """The labelled tokens of ``rows`` with their objective; also (rows, index into ``rows`` of each token)."""
-        labels = inputs["labels"][rows]
-        row_of, column = predicted(labels).nonzero(as_tuple=True)
-        length = labels.shape[1]
-        segment = Segment(
-            positions=rows[row_of] * length + column,
-            targets=labels[row_of, column + 1],
-            needs=objective.needs - {"distill_weight"},
-            temperature=self.args.distill_temperature,
-        )
-        # Decided by the whole step, so that all processes agree whether a sharded teacher runs.
-        if objective.needs_teacher and counts[list(COUNTERS).index("tokens")] > 0:
-            shift = int(objective.kl_at_label)
-            segment.teacher_head = self.teacher.head
-            taught = rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device)
-            segment.teacher_hidden = self._teacher_hidden(inputs, taught, row_of * length + column + shift)
-            segment.kl_positions = segment.positions + 1 if shift else None
-        language = inputs["language"][rows][row_of]
-        name = SIDES[side]
-        weights = self._per_token(getattr(self.language_weights, name), language)
-        coefficient = self.args.forget_coef if name == "forget" else self.args.retain_coef
-        divisors = counts[[list(COUNTERS).index(count) for count in objective.counts]].clamp(min=1)
-        distill = self._distill_weights(language) if "distill_weight" in objective.needs else None
-
-        def loss(statistics: TokenStatistics, where: slice):
-            if distill is not None:
-                statistics.distill_weight = distill(statistics, where)
-            values = [value @ weights[where].to(value.dtype) for value in objective.terms(statistics)]
-            terms = torch.stack(values) / divisors.to(values[0].dtype)
-            return coefficient * self.accelerator.num_processes * terms.sum(), terms
-
-        segment.loss = loss
-        return segment, (rows, row_of)
-
-    def _distill_weights(self, language):
-        """How to get each token's weight of the teacher, from its statistics or its language."""
-        if self.args.distill_weighting == "token":
-            return lambda statistics, where: torch.exp(-statistics.teacher_nll)
-        weights = self._per_token(self.language_weights.distill, language)
-        return lambda statistics, where: weights[where].to(statistics.nll.dtype)
-
-    @staticmethod
-    def _per_token(weights: Sequence[float], language: torch.Tensor) -> torch.Tensor:
-        dtype = torch.float32 if language.device.type == "mps" else torch.float64
-        return torch.tensor(weights, dtype=dtype, device=language.device)[language]
-
-    def _teacher_hidden(self, inputs, rows, positions):
-        with self.accelerator.autocast():
-            return self.teacher.hidden(inputs["input_ids"][rows], inputs["attention_mask"][rows], positions)
 
     def _teacher_head(self):
         if self.teacher is None:
             return contextlib.nullcontext()
         return self.teacher.gathered_head()
 
-    @staticmethod
-    def _row_figures(segment, rows, row_of):
-        """The sums that :meth:`LanguageWeightCallback.add_batch` takes, one a row."""
-        statistics = segment.statistics
-        if statistics.nll is None:
-            empty = torch.zeros(len(rows), device=rows.device)
-            return dict.fromkeys(("tokens", "nll", "memorization_accuracy", "extraction_strength"), empty)
-        figures = row_figures(statistics, row_of, len(rows))
-        if statistics.teacher_nll is not None:
-            probability = torch.exp(-statistics.teacher_nll)
-            figures["teacher_probability"] = torch.zeros_like(figures["nll"]).index_add_(0, row_of, probability)
-        return figures
-
-    def _agree(self, loss, figures, language, rows_of):
+    def _agree(self, loss, figures, tokens):
         """Let all processes know of a NaN, before it reaches the weights, and of a wish to stop."""
         # One small reduction a batch carries the languages with NaN, the loss itself, and whether to stop.
         broken = torch.zeros(len(self.languages) + 2, device=loss.device)
@@ -318,7 +320,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         broken[-1] = self._stop_signal.received
         for side, found in figures.items():
             bad = ~torch.isfinite(found["nll"])
-            broken.index_put_((language[rows_of[side][0]],), bad.to(broken.dtype), accumulate=True)
+            broken.index_put_((tokens[side].row_languages,), bad.to(broken.dtype), accumulate=True)
         if self.args.world_size > 1:
             broken = reduce(broken, reduction="sum")
         *languages, loss_broken, stop = broken.tolist()
@@ -341,13 +343,15 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             description: label of the progress bar.
         """
         if model is not None:
-            attach_head(model)
-            model = prepare_frozen(model, self.accelerator)
+            attach_head(model.requires_grad_(False))
         return self._measure({**(self.eval_dataset or {}), **self.predict_dataset}, model, description=description)
 
     def _measure(self, datasets, model=None, heldout=True, probing=True, description="evaluating"):
-        with self.accelerator.autocast():
-            return self.evaluator(model or self.model, datasets, self.args.device, heldout, probing, description)
+        # During and after a training the engine has the model; otherwise it gets it for this measurement.
+        mine = model is None and (self.is_in_train or self.model_wrapped is not self.model)
+        ready = contextlib.nullcontext(self.model) if mine else ready_to_measure(model or self.model, self.accelerator)
+        with ready as called, self.accelerator.autocast():
+            return self.evaluator(called, datasets, self.args.device, heldout, probing, description)
 
     def measure_start(self) -> None:
         """Figures before the first step, from which targets and references are taken.
@@ -361,6 +365,19 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             figures = self.measure(description="before")
             self.language_weights.begin(figures)
             self._check_best_metric(figures)
+
+    def watch_retain(self) -> None:
+        """Measure some retain rows, for the guard of a method that sees none of them in its batches."""
+        rows = (self.eval_dataset or {}).get("retain")
+        if self.objectives["retain"] or not self.args.max_retain_perplexity_ratio or rows is None:
+            return
+        chosen, seen = [], collections.Counter()
+        for row, language in enumerate(rows["language"]):
+            seen[language] += 1
+            if seen[language] <= WATCHED_ROWS:
+                chosen.append(row)
+        figures = self._measure({"retain": rows.select(chosen)}, heldout=False, probing=False, description="guard")
+        self.language_weights.watch(figures)
 
     def _check_best_metric(self, figures: dict) -> None:
         best = self.args.metric_for_best_model
@@ -449,15 +466,25 @@ class _RunEvents(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         weights, identity = self.trainer.language_weights, self.trainer.identity()
+        if state.global_step:
+            check_identity(weights.identity, identity)
+        self.trainer.cache_teacher(state.max_steps)
         if state.global_step == 0:
             weights.identity = identity
             self.trainer.measure_start()
-        else:
-            check_identity(weights.identity, identity)
+            self.trainer.watch_retain()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.trainer._teacher_cache is not None and not self.trainer.terminated:
+            self.trainer._teacher_cache.remove()
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.start_epoch(state.global_step)
 
     def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % args.weight_update_steps == 0:
+            self.trainer.watch_retain()
+            if self.trainer.language_weights.stop_reason:
+                control.should_training_stop = True
         if self.trainer.terminated:
             control.should_save = control.should_training_stop = True

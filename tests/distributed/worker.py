@@ -1,9 +1,10 @@
-"""What every engine runs, in one process group: a run with a save, its resumption, and evaluation.
+"""What every engine runs, in one process group: evaluation, a run with a save, and its resumption, case by case.
 
-    python worker.py OUT START ENGINE PRECISION      # alone: the reference
+    python worker.py OUT START ENGINE CASE...        # alone: the reference
     torchrun --nproc_per_node 2 worker.py ...        # or accelerate launch, or deepspeed
 
-Rank 0 writes OUT/report.json; the final models are in OUT/whole and OUT/resumed.
+Cases: fp32, bf16, lora (fp32 with an adapter, whose base model teaches). Rank 0 writes OUT/report.json, by case; the
+final models are in OUT/CASE/whole and OUT/CASE/resumed.
 """
 
 import json
@@ -19,22 +20,25 @@ import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from tiny import LANGUAGES, tiny_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from unlearn_trainer.arguments import UnlearnConfig
 from unlearn_trainer.engines import start_deepspeed_on_cpu
+from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.trainer import UnlearnTrainer
 
 GLOBAL_BATCH = 4
 STEPS, SAVE = 6, 3
+# High enough that memorization falls within these steps, each in a region where no token is near to turning.
+LEARNING_RATE = {"fp32": 1e-2, "bf16": 3e-3, "lora": 3e-2}
 
 
-def config(out, engine, precision, **changes):
+def config(out, engine, case):
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {
         "output_dir": str(out),
         "use_cpu": True,
-        "bf16": precision == "bf16",
+        "bf16": case == "bf16",
         "disable_tqdm": True,
         "report_to": [],
         "per_device_train_batch_size": GLOBAL_BATCH // world,
@@ -44,15 +48,15 @@ def config(out, engine, precision, **changes):
         "eval_strategy": "steps",
         "eval_steps": SAVE,
         "logging_steps": 1,
-        "learning_rate": 1e-3,
-        # With the usual 1e-8 Adam turns the rounding of gradients near zero into full steps.
-        "adam_epsilon": 1e-4,
+        "learning_rate": LEARNING_RATE[case],
+        # In bf16 as the engine prefers: a file where nothing is sharded.
+        "teacher": "resident" if case == "fp32" else "auto",
         "forget_weighting": "target",
         "retain_weighting": "primal_dual",
         "weight_update_steps": 2,
+        "retain_eta": 0.1,
         "stop_when_forgotten": False,
         "max_retain_perplexity_ratio": 1e9,
-        **changes,
     }
     if engine.startswith("zero"):
         settings["deepspeed"] = str(Path(__file__).resolve().parents[2] / "ds_configs" / f"{engine}.json")
@@ -65,20 +69,57 @@ def config(out, engine, precision, **changes):
     return args
 
 
-def make_trainer(args, start):
+def make_trainer(args, start, case):
     rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(("forget", "retain", "valid"))}
 
     def load():
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
 
+    model, teacher = load(), load()
+    if case == "lora":
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        model, teacher = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")), None
     return UnlearnTrainer(
-        load(), args, rows["forget"], rows["retain"], languages=LANGUAGES, eval_dataset=rows, teacher=load()
+        model, args, rows["forget"], rows["retain"], languages=LANGUAGES, eval_dataset=rows, teacher=teacher
     )
 
 
-def main():
-    out, start, engine, precision = Path(sys.argv[1]), *sys.argv[2:5]
-    trainer = make_trainer(config(out / "run", engine, precision), start)
+class Margins(TrainerCallback):
+    """How far each forget token is from turning from hit to miss (in nats, least first), before each step."""
+
+    def __init__(self):
+        self.found = []
+
+    @torch.no_grad()
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        margins = []
+        for row in tiny_rows(seed=0):
+            labels = torch.tensor(row["labels"][1:])
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1][labels != -100].float()
+            labels = labels[labels != -100, None]
+            label = logits.gather(1, labels)
+            margins += (label - logits.scatter(1, labels, -torch.inf).max(1, keepdim=True).values).abs().flatten()
+        self.found.append(min(margins).item())
+
+
+def run_case(out, start, engine, case):
+    trainer = make_trainer(config(out / "run", engine, case), start, case)
+    # A single batch, before any training: the other rank has none, and no engine has the model yet.
+    batch, trainer.evaluator.batch_size = trainer.evaluator.batch_size, 64
+    untrained = trainer.measure()
+    trainer.evaluator.batch_size = batch
+    refused = None
+    if engine == "fsdp2":
+        try:
+            trainer.train()
+        except ConfigError as error:
+            refused = str(error)
+            trainer = make_trainer(config(out / "run", engine, case), start, case)
+    margins = Margins()
+    if trainer.args.world_size == 1:
+        trainer.add_callback(margins)
     trainer.train()
     wrapper = type(trainer.model_wrapped).__name__
     trainer.save_model(str(out / "whole"))
@@ -87,6 +128,9 @@ def main():
         "wrapper": wrapper,
         "logs": [log for log in trainer.state.log_history if "grad_norm" in log],
         "weights": trainer.language_weights.history,
+        "margins": margins.found,
+        "untrained": untrained,
+        "refused": refused,
         "before": trainer.language_weights.figures_at_start,
         "after": trainer.measure(),
     }
@@ -99,11 +143,17 @@ def main():
         dist.all_gather_object(gathered, mine)
     report["rows"] = gathered
 
-    resumed = make_trainer(config(out / "run", engine, precision), start)
+    resumed = make_trainer(config(out / "run", engine, case), start, case)
     resumed.train(resume_from_checkpoint=str(out / "run" / f"checkpoint-{SAVE}"))
     resumed.save_model(str(out / "resumed"))
     report["resumed_weights"] = resumed.language_weights.history
-    if trainer.is_world_process_zero():
+    return report
+
+
+def main():
+    out, start, engine, *cases = Path(sys.argv[1]), *sys.argv[2:]
+    report = {case: run_case(out / case, start, engine, case) for case in cases}
+    if PartialState().is_main_process:
         (out / "report.json").write_text(json.dumps(report))
     if dist.is_initialized():
         dist.barrier()

@@ -41,7 +41,15 @@ class TrainingRows(Dataset):
 
     def __getitem__(self, pair: tuple[bool, int]) -> dict:
         is_forget, row = pair
-        return {**self._splits[is_forget][row], "is_forget": is_forget}
+        return {**self._splits[is_forget][row], "is_forget": is_forget, "row": row}
+
+    def lengths(self) -> dict[bool, list[int]]:
+        """Tokens of every row of each split."""
+        return {is_forget: [len(ids) for ids in split["input_ids"]] for is_forget, split in self._splits.items()}
+
+    def labels(self, is_forget: bool) -> list[list[int]]:
+        """The labels of every row of a split."""
+        return self._splits[is_forget]["labels"][:]
 
     def __getitems__(self, pairs: list[tuple[bool, int]]) -> list[dict]:
         """All rows of a batch with one read of each split, which is what `DataLoader` prefers; keeps the order."""
@@ -51,7 +59,8 @@ class TrainingRows(Dataset):
             if places:
                 columns = split[[pairs[place][1] for place in places]]
                 for place, *values in zip(places, *(columns[name] for name in self.columns), strict=True):
-                    rows[place] = {**dict(zip(self.columns, values, strict=True)), "is_forget": is_forget}
+                    row = {"is_forget": is_forget, "row": pairs[place][1]}
+                    rows[place] = {**dict(zip(self.columns, values, strict=True)), **row}
         return rows
 
 
@@ -73,16 +82,24 @@ class UnlearnCollator:
         """Makes a batch of B rows and T positions.
 
         Args:
-            rows: dicts with `input_ids` and `labels` (equally long lists), `language` and `is_forget`; other keys are
-                left out. An empty list gives one row of one pad token without labels: a rank whose share of a step is
-                empty still takes part in the step's collective operations.
+            rows: dicts with `input_ids` and `labels` (equally long lists), `language`, `is_forget` and `row`, its
+                number in its split; other keys are left out. An empty list gives one row of one pad token without
+                labels: a rank whose share of a step is empty still takes part in the step's collective operations.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`: int64 [B, T], labels -100 where there is none;
-            `language`: int64 [B]; `is_forget`: bool [B].
+            `language`, `row`: int64 [B]; `is_forget`: bool [B].
         """
         if not rows:
-            rows = [{"input_ids": [self.pad_token_id], "labels": [IGNORE_INDEX], "language": 0, "is_forget": False}]
+            rows = [
+                {
+                    "input_ids": [self.pad_token_id],
+                    "labels": [IGNORE_INDEX],
+                    "language": 0,
+                    "is_forget": False,
+                    "row": 0,
+                }
+            ]
         rows = sorted(rows, key=lambda row: not row["is_forget"])
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         width = int(lengths.max())
@@ -97,5 +114,6 @@ class UnlearnCollator:
             "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
             "labels": pad("labels", IGNORE_INDEX),
             "language": torch.tensor([row["language"] for row in rows], dtype=torch.long),
+            "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
             "is_forget": torch.tensor([bool(row["is_forget"]) for row in rows]),
         }

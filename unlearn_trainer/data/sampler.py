@@ -87,6 +87,9 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
     `G = batch_size * num_processes * accumulation_steps` drawn items; micro-batch `j` of rank `r` is slice
     `j * num_processes + r` of them. The same G gives the same rows at every step, however it is factored.
 
+    With `lengths` the items of a step are dealt in order of their length, so that a micro-batch holds rows of one length
+    and needs little padding, and the ranks wait little for each other. The step's rows stay the same.
+
     `joint`: the epoch is one pass over the forget items and `batch_size` counts forget rows. Each batch adds as many
     retain rows from a walk that goes on from epoch to epoch and repeats no retain item before it has seen all.
     `alternate`: one pass over forget, then one over retain; no optimizer step mixes the two.
@@ -103,6 +106,7 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
         language_sampling: `balanced`: over L passes an item with L languages is seen once in each; `random`: one
             language drawn uniformly for each item and pass (the LingTea paper); `all`: each pass holds every language.
         seed: a non-negative integer.
+        lengths: tokens of each row of a split, `{is_forget: [rows]}`.
 
     Raises:
         ConfigError: a number out of range, an unknown schedule or language sampling.
@@ -121,6 +125,7 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
         schedule: Literal["joint", "alternate"] = "joint",
         language_sampling: Literal["balanced", "random", "all"] = "balanced",
         seed: int,
+        lengths: dict[bool, list[int]] | None = None,
     ):
         if schedule not in ("joint", "alternate"):
             raise ConfigError(f"schedule must be joint or alternate, not {schedule!r}")
@@ -144,6 +149,7 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
         self.num_processes = num_processes
         self.process_index = process_index
         self.schedule = schedule
+        self.lengths = lengths
         self.epoch = 0
         self._streams = [
             _Stream(items, language_sampling, seed, is_forget)
@@ -154,6 +160,16 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch that the next `iter()` walks; an iterator already made keeps its own."""
         self.epoch = epoch
+
+    def rows_of_epoch(self, is_forget: bool) -> int:
+        """How many rows of a split an epoch draws, on all ranks together."""
+        sizes = {stream.is_forget: stream.size for stream in self._streams}
+        if is_forget not in sizes:
+            return 0
+        return sizes[is_forget] if self.schedule == "alternate" else self._streams[0].size
+
+    def _longest(self, item: tuple[tuple[bool, int], ...]) -> int:
+        return max(self.lengths[is_forget][row] for is_forget, row in item)
 
     def _pass_sizes(self) -> list[int]:
         """Drawn items of each pass of an epoch; a joint pass counts its forget items."""
@@ -183,6 +199,8 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
         for items in self._passes():
             for start in range(0, len(items), step_size):
                 step = items[start : start + step_size]
+                if self.lengths is not None:
+                    step = sorted(step, key=self._longest, reverse=True)
                 slices = self._micro_batches(len(step)) * self.num_processes
                 for index in range(self.process_index, slices, self.num_processes):
                     if len(step) == step_size:

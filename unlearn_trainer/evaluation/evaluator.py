@@ -18,6 +18,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..lm_head import Segment, Segments, TokenStatistics
+from ..packing import goes_by_mask, mask_for
 from . import metrics
 from .prefix_tree import PrefixTree, collate_trees, split_by_size
 
@@ -157,7 +158,7 @@ class MultilingualEvaluator:
         state = PartialState()
         training = model.training
         model.eval()
-        batches = self._batches(sequences, self._shares_beginnings(model, sequences, device))
+        batches = self._batches(sequences, goes_by_mask(model, max(len(s.input_ids) for s in sequences)))
         table = torch.zeros(len(sequences), len(COLUMNS), dtype=torch.float64)
         # Every process runs equally many forwards, or sharded weights could not be gathered: spare ones are idle.
         rounds = math.ceil(len(batches) / state.num_processes)
@@ -203,30 +204,6 @@ class MultilingualEvaluator:
             batches[-1].append(members)
         return batches
 
-    def _shares_beginnings(self, model, sequences, device):
-        """Whether this model predicts in a prefix tree what it predicts in rows; tried on candidates of one row.
-
-        Not so for models whose positions or states follow the order of the input, whatever mask they are given:
-        recurrent layers, ALiBi.
-        """
-        by_row = itertools.groupby((s for s in sequences if s.candidate >= 0), lambda s: (s.split, s.row))
-        candidates = next((found for _, row in by_row if len(found := list(row)[:4]) > 1), None)
-        if candidates is None or _attention(model) not in ("eager", "sdpa"):
-            return False
-        if not PrefixTree([s.input_ids for s in candidates]).branches:
-            return False
-        apart = self._forward(model, [[candidate] for candidate in candidates], device)
-        try:
-            together = self._forward(model, [candidates], device)
-        except (TypeError, ValueError, RuntimeError, IndexError):  # the forward takes no such mask or positions
-            return False
-        # Many models normalise in float32 whatever their type.
-        rounding = max(torch.finfo(dtype).eps for dtype in (_dtype(model), torch.float32))
-        agree = torch.allclose(together, apart, rtol=20 * rounding)
-        if PartialState().num_processes > 1:  # also where rounding differs: all take the same way
-            agree = bool(reduce(torch.tensor(float(agree), device=device), reduction="mean").item() == 1.0)
-        return agree
-
     def _forward(self, model, groups, device):
         """Table rows [sequences, columns] of groups of sequences, each group run as one prefix tree."""
         trees = [PrefixTree([sequence.input_ids for sequence in group]) for group in groups]
@@ -236,8 +213,11 @@ class MultilingualEvaluator:
             for sequence, path in zip(group, tree.paths, strict=True)
         ]
         of_rows = groups[0][0].candidate < 0
-        sdpa = _attention(model) == "sdpa"
-        batch = collate_trees(trees, self.pad_token_id, torch.bool if sdpa else _dtype(model))
+        batch = collate_trees(trees, self.pad_token_id)
+        seen = batch.pop("seen", None)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        if seen is not None:
+            batch["attention_mask"] = mask_for(model, seen.to(device))
         length = batch["input_ids"].shape[1]
 
         # Everything below is per (sequence, token): which sequence, which node spells it, which node predicts it.
@@ -251,10 +231,10 @@ class MultilingualEvaluator:
         chosen = labelled.nonzero()[0] if of_rows else np.unique(node, return_index=True)[1]
         segment = Segment(
             positions=torch.from_numpy(before[chosen]).to(device),
-            targets=batch["input_ids"].flatten()[node[chosen]].to(device),
+            targets=batch["input_ids"].flatten()[torch.from_numpy(node[chosen]).to(device)],
             needs=frozenset({"nll", "log_prob_moments"} if of_rows else {"nll"}),
         )
-        model(**{name: value.to(device) for name, value in batch.items()}, segments=Segments(segment))
+        model(**batch, segments=Segments(segment))
         found = {k: v.cpu().double() for k, v in vars(segment.statistics).items() if v is not None}
         if of_rows:
             rows = torch.from_numpy(owner[chosen])
@@ -339,14 +319,6 @@ class MultilingualEvaluator:
         if several.any():
             figures["probing_accuracy_several_candidates"] = float(right[several].mean())
         return figures
-
-
-def _attention(model: nn.Module) -> str | None:
-    return getattr(getattr(model, "module", model).config, "_attn_implementation", None)
-
-
-def _dtype(model: nn.Module) -> torch.dtype:
-    return getattr(model, "module", model).dtype
 
 
 def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval") -> dict[str, float]:

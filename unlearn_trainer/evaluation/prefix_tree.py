@@ -84,15 +84,12 @@ def _common(first: Sequence[int], second: Sequence[int]) -> int:
     return length
 
 
-def collate_trees(trees: Sequence[PrefixTree], pad_token_id: int, mask_dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def collate_trees(trees: Sequence[PrefixTree], pad_token_id: int) -> dict[str, torch.Tensor]:
     """The forward's arguments for a batch of trees, padded to the largest.
 
-    Args:
-        mask_dtype: of the attention mask where a tree branches: bool, or a floating type for an additive mask.
-
     Returns:
-        ``input_ids`` [rows, nodes] and ``attention_mask``: [rows, nodes] where all trees are chains; otherwise
-        [rows, 1, nodes, nodes], together with ``position_ids`` [rows, nodes].
+        ``input_ids`` [rows, nodes], and where all trees are chains ``attention_mask`` [rows, nodes]; otherwise
+        ``position_ids`` [rows, nodes] and ``seen`` [rows, nodes, nodes], which node attends to which.
     """
     rows, length = len(trees), max(len(tree) for tree in trees)
     ids = np.full((rows, length), pad_token_id, dtype=np.int64)
@@ -109,12 +106,8 @@ def collate_trees(trees: Sequence[PrefixTree], pad_token_id: int, mask_dtype: to
         n = len(tree)
         positions[row, :n] = tree.depths
         seen[row, :n, :n] = tree.ancestors()
-    mask = torch.from_numpy(seen)[:, None]
-    if mask_dtype != torch.bool:
-        hidden = torch.finfo(mask_dtype).min
-        mask = torch.zeros(mask.shape, dtype=mask_dtype).masked_fill_(~mask, hidden)
     return {
         "input_ids": torch.from_numpy(ids),
-        "attention_mask": mask,
         "position_ids": torch.from_numpy(positions),
+        "seen": torch.from_numpy(seen),
     }
