@@ -1,6 +1,8 @@
 """Training through the public interface: equal gradients however a step is split, exact resume, teacher, NaN."""
 
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -324,3 +326,11 @@ def test_the_cache_is_chosen_where_rows_are_seen_again_and_read_again_on_resume(
     other.cache_teacher(steps=8)
     assert len(list((tmp_path / "long" / "teacher").glob("*.bin"))) == 2
     assert not torch.equal(other.teacher.states, trainer.teacher.states)
+
+
+def test_with_a_cache_only_the_head_of_the_teacher_stays_in_memory(tmp_path):
+    trainer = long_run(tmp_path)
+    body = weakref.ref(trainer.teacher.model.model)
+    trainer.cache_teacher(steps=8)
+    gc.collect()
+    assert isinstance(trainer.teacher, CachedTeacher) and body() is None

@@ -359,7 +359,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         self._guard(gaps)
 
     def watch(self, figures: dict) -> None:
-        """Guard a method that does not train on retain rows by figures of some of them; the first are the reference."""
+        """Guard a method that trains on no retain rows by figures of some of them; the first are the reference."""
         losses = self._of(figures, "retain", "loss")
         if self.watched_at_start is None:
             self.watched_at_start = losses

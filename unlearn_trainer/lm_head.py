@@ -14,13 +14,13 @@ the logits were.
 import dataclasses
 import functools
 import math
-import threading
 import types
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 
+from .token_statistics import Tile, TokenStatistics, reused
 from .vocabulary_head import VocabularyHead
 
 # The bytes of the student's logits in a chunk; the teacher, who needs but one product, gets half of that. A GPU
@@ -32,28 +32,6 @@ MIN_CHUNK_TOKENS = 32
 TILE_BYTES = 2**22
 CUDA_TILE_BYTES = 2**27
 
-STATISTICS = ("nll", "kl", "teacher_nll", "log_prob_moments")
-
-
-@dataclasses.dataclass
-class TokenStatistics:
-    """Figures of labelled tokens, each a tensor of shape [tokens]; a field nobody asked for is ``None``.
-
-    All are taken at the position that *predicts* the token. ``nll`` = -log p(y) of the student, ``hit`` whether y is
-    its greedy prediction (of tied logits the first, as in decoding), ``kl`` = T^2 KL(teacher, student) in nats at
-    temperature T, ``teacher_nll`` = -log of the teacher's probability of y, ``log_prob_mean`` and ``log_prob_std`` the
-    moments of log p under p (for Min-K++). ``distill_weight`` is the weight of the teacher that the language weights
-    prescribe.
-    """
-
-    nll: torch.Tensor | None = None
-    hit: torch.Tensor | None = None
-    kl: torch.Tensor | None = None
-    teacher_nll: torch.Tensor | None = None
-    log_prob_mean: torch.Tensor | None = None
-    log_prob_std: torch.Tensor | None = None
-    distill_weight: torch.Tensor | None = None
-
 
 @dataclasses.dataclass
 class Segment:
@@ -62,7 +40,7 @@ class Segment:
     Args:
         positions: [n] flat indices into the [rows x length] hidden states that predict ``targets``.
         targets: [n] token ids.
-        needs: which of :data:`STATISTICS` to compute.
+        needs: which of :data:`~.token_statistics.STATISTICS` to compute.
         loss: maps (statistics of some of the tokens, their slice of the segment) to (loss, terms): a scalar to be
             summed over all such calls, and the same split into the objective's parts. ``None`` computes statistics
             only.
@@ -188,35 +166,11 @@ class _Projection:
         """Raw projections [n, V] of ``inputs`` [n, d], in memory that the next call may take."""
         if not self.head.is_linear:
             return self.head.projection_forward(inputs)
-        out = _memory(self.role, (len(inputs), self.head.vocabulary), self.weight)
+        out = reused(self.role, (len(inputs), self.head.vocabulary), self.weight)
         inputs = inputs.to(self.weight.dtype)
         if self.bias is None:
             return torch.mm(inputs, self.weight.T, out=out)
         return torch.addmm(self.bias, inputs, self.weight.T, out=out)
-
-    def finished(self, raw: torch.Tensor, role: str) -> torch.Tensor:
-        """The model's logits of the raw projections: in their place where these are float32 or float64."""
-        if raw.dtype not in (torch.float32, torch.float64):
-            raw = _memory(role, raw.shape, raw, torch.float32).copy_(raw)
-        return self.head.finish_(raw)
-
-
-_held = threading.local()
-
-
-def _memory(role: str, shape, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Uninitialised memory on the device of ``like``.
-
-    On a CPU it is what the same role last held: to map fresh pages takes longer than all passes over them.
-    """
-    dtype = dtype or like.dtype
-    if like.device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=like.device)
-    flat, count = vars(_held).get((role, dtype)), math.prod(shape)
-    if flat is None or len(flat) < count:
-        with torch.inference_mode(False):  # what is made in inference mode could not be written to in training
-            flat = vars(_held)[role, dtype] = torch.empty(count, dtype=dtype)
-    return flat[:count].view(shape)
 
 
 class _Share:
@@ -286,8 +240,9 @@ def _run_chunk(hidden, student, chunk, gradients):
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
             in_segment = slice(where.start + rows.start, where.start + rows.stop)
-            tile = _Tile(student, share, segment.targets[in_segment], [part[rows] for part in parts])
-            figures = tile.statistics(teacher_raw[rows] if share.teacher else None)
+            tile = Tile(student.head, segment.targets[in_segment], [part[rows] for part in parts], segment.temperature)
+            teacher = (segment.teacher_head, teacher_raw[rows]) if share.teacher else None
+            figures = tile.statistics(segment.needs, teacher)
             loss, terms, slopes = _derive(segment, figures, in_segment)
             share.found.append((loss, terms, figures))
             if gradients.wanted:
@@ -309,121 +264,6 @@ def _derive(segment, figures, where):
     slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else []
     slopes = {name: slope for name, slope in zip(leaves, slopes, strict=False) if slope is not None}
     return loss.detach(), terms.detach(), slopes
-
-
-class _Tile:
-    """A few tokens of one segment: their statistics, and the way back from these to the raw projections.
-
-    Args:
-        student: the projection that ``parts`` came from.
-        share: the segment's.
-        targets: [n] token ids.
-        parts: the raw projections [n, V] that predict the targets and, if others, those that the KL looks at.
-    """
-
-    def __init__(self, student: _Projection, share: _Share, targets: torch.Tensor, parts: list[torch.Tensor]):
-        self.student, self.share, self.targets, self.parts = student, share, targets[:, None], parts
-        self.temperature = share.segment.temperature
-
-    def statistics(self, teacher_raw: torch.Tensor | None) -> TokenStatistics:
-        """Everything the segment needs, from the teacher's raw projections [n, V] too; both are used up."""
-        needs = self.share.segment.needs
-        logits = self.student.finished(self.parts[0], "logits")
-        of_targets = logits.gather(-1, self.targets)
-        room = _memory("probabilities", logits.shape, logits)
-        top, hit = _greedy(logits, of_targets, self.targets, room)
-        self.own = self.compared = _Softmax(logits, room, top)
-        figures = TokenStatistics(nll=(self.own.log_normalizer - of_targets)[:, 0], hit=hit)
-        if "log_prob_moments" in needs:
-            figures.log_prob_mean, figures.log_prob_std = self.own.log_prob_moments()
-        if teacher_raw is None:
-            return figures
-        logits = self.share.teacher.finished(teacher_raw, "teacher logits")
-        room = _memory("teacher probabilities", logits.shape, logits)
-        self.teacher = _Softmax(logits, room)
-        figures.teacher_nll = (self.teacher.log_normalizer - logits.gather(-1, self.targets))[:, 0]
-        if "kl" in needs:
-            if self.temperature != 1.0:
-                self.teacher = _Softmax(logits.div_(self.temperature), room)
-            figures.kl = self._kl()
-        return figures
-
-    def _kl(self):
-        logits, other = self.own.logits, len(self.parts) > 1
-        if other:
-            logits = self.student.finished(self.parts[1], "other logits")
-        if self.temperature != 1.0:
-            logits.div_(self.temperature)
-        if other or self.temperature != 1.0:
-            self.compared = _Softmax(logits, _memory("other probabilities", logits.shape, logits))
-        # Equal distributions differ by exactly 0, as they would not if each sum were taken by itself.
-        gap = self.teacher.logits.sub_(logits).mul_(self.teacher.probs).sum(-1)
-        normalizers = self.compared.log_normalizer - self.teacher.log_normalizer
-        return self.temperature**2 * (gap + normalizers[:, 0])
-
-    def put_slopes(self, slopes: dict[str, torch.Tensor]) -> None:
-        """Put d loss / d raw projection in the place of ``parts``, from d loss / d nll and d loss / d kl, each [n]."""
-        by_nll, by_kl = (slopes[name][:, None] if name in slopes else None for name in ("nll", "kl"))
-        of_nll = [(self.own.probs, by_nll)] if by_nll is not None else []
-        of_kl = []
-        if by_kl is not None:
-            by_kl = self.temperature * by_kl
-            of_kl = [(self.compared.probs, by_kl), (self.teacher.probs, -by_kl)]
-            if self.compared is self.own and of_nll:
-                of_nll, of_kl = [(self.own.probs, by_nll + by_kl)], of_kl[1:]
-        # What the KL looked at was divided by the temperature.
-        unit = self.temperature if "kl" in self.share.segment.needs else 1.0
-        if len(self.parts) > 1:
-            self._put(self.parts[0], self.own.logits, of_nll, by_nll, 1.0)
-            self._put(self.parts[1], self.compared.logits, of_kl, None, unit)
-        else:
-            self._put(self.parts[0], self.own.logits, of_nll + of_kl, by_nll, unit)
-
-    def _put(self, raw, logits, summands, by_nll, unit):
-        """Sum of probabilities x slopes, less the slope at the target, carried back through scale and soft cap."""
-        if not summands:
-            raw.zero_()
-            return
-        (probs, slope), *others = summands
-        grad = probs.mul_(slope)
-        for probs, slope in others:
-            grad.addcmul_(probs, slope)
-        if by_nll is not None:
-            grad.scatter_add_(-1, self.targets, -by_nll)
-        raw.copy_(self.student.head.finish_backward_(grad, logits, unit))
-
-
-class _Softmax:
-    """The distribution of ``logits`` [n, V]: ``probs`` [n, V], put into ``room``, and ``log_normalizer`` [n, 1]."""
-
-    def __init__(self, logits: torch.Tensor, room: torch.Tensor, top: torch.Tensor | None = None):
-        self.logits = logits
-        self.probs = torch.softmax(logits, -1, out=room)
-        # The likeliest token's probability, exp(top - log_normalizer), is at least 1/V.
-        top = logits.amax(-1, keepdim=True) if top is None else top
-        self.log_normalizer = top - self.probs.amax(-1, keepdim=True).log()
-
-    def log_prob_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation [n] of log p under p."""
-        work = _memory("moments", self.logits.shape, self.logits)
-        mean = torch.mul(self.logits, self.probs, out=work).sum(-1, keepdim=True)
-        variance = torch.sub(self.logits, mean, out=work).square_().mul_(self.probs).sum(-1)
-        return (mean - self.log_normalizer)[:, 0], variance.sqrt()
-
-
-def _greedy(logits, of_targets, targets, room):
-    """The greatest logit [n, 1], and whether the target [n] is the first that has it; ``room`` is used up."""
-    if logits.is_cuda:
-        top, first = logits.max(-1, keepdim=True)
-        return top, (first == targets)[:, 0]
-    # On a CPU torch takes ten times as long to find where the maximum is; that only matters where there are several.
-    top = logits.amax(-1, keepdim=True)
-    hit = (of_targets == top)[:, 0]
-    if hit.any():
-        tied = torch.eq(logits, top, out=room).sum(-1) > 1
-        rows = (hit & tied).nonzero()[:, 0]
-        hit[rows] = logits[rows].argmax(-1) == targets[rows, 0]
-    return top, hit
 
 
 class _Gradients:

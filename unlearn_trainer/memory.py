@@ -11,13 +11,13 @@ import dataclasses
 import math
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .activations import saved_for_backward
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
 from .errors import ConfigError
 from .lm_head import chunk_tokens, tile_rows
-from .models import _check_is_causal, _load_part, apply_peft
+from .models import apply_peft, load_config
 from .trainer import resolve_objectives
 from .vocabulary_head import VocabularyHead
 
@@ -246,8 +246,7 @@ class StepMemory:
 
 def build_on_meta(model_args: ModelArguments) -> torch.nn.Module:
     """The model as ``load_model`` would load it, without values; reads its configuration only."""
-    config = _load_part(AutoConfig, "model configuration", model_args, "--model_name_or_path")
-    _check_is_causal(config, model_args.model_name_or_path, "--model_name_or_path")
+    config = load_config(model_args)
     if model_args.attn_implementation == "eager":
         config._attn_implementation = "eager"
     wanted = (config.dtype or torch.float32) if model_args.dtype == "auto" else getattr(torch, model_args.dtype)

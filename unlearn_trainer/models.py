@@ -55,8 +55,7 @@ def load_model(
         ConfigError: the model cannot be loaded whole, is no causal language model, or does not fit the tokenizer.
     """
     name = model_args.model_name_or_path
-    config = _load_part(AutoConfig, "model configuration", model_args, flag)
-    _check_is_causal(config, name, flag)
+    config = load_config(model_args, flag)
     model, info = _load_part(
         AutoModelForCausalLM,
         "model",
@@ -114,6 +113,17 @@ def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) ->
             f"the model has a vocabulary of {sizes[0]} tokens and its teacher one of {sizes[1]}; "
             "the teacher must be an earlier state of the same model"
         )
+
+
+def load_config(model_args: ModelArguments, flag: str = "--model_name_or_path") -> PretrainedConfig:
+    """The configuration of `--model_name_or_path`.
+
+    Raises:
+        ConfigError: it cannot be read, or is not of a causal language model.
+    """
+    config = _load_part(AutoConfig, "model configuration", model_args, flag)
+    _check_is_causal(config, model_args.model_name_or_path, flag)
+    return config
 
 
 def _load_part(auto_class, what: str, model_args: ModelArguments, flag: str, **settings):

@@ -14,7 +14,7 @@ from .arguments import ModelArguments, UnlearnConfig
 from .engines import gathered, prepare_frozen
 from .errors import ConfigError
 from .lm_head import attach_head
-from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
 from .vocabulary_head import VocabularyHead
 
@@ -25,6 +25,36 @@ def is_loaded_apart(args: UnlearnConfig, model_args: ModelArguments) -> bool:
     wanted = any(objective and objective.needs_teacher for objective in objectives)
     resident = args.teacher == "resident" or not model_args.use_peft
     return wanted and resident and is_deepspeed_zero3_enabled()
+
+
+def make_teacher(
+    model: nn.Module,
+    args: UnlearnConfig,
+    objectives: Mapping[str, Objective | None],
+    given: PreTrainedModel | None,
+) -> "ResidentTeacher | AdapterTeacher | None":
+    """The teacher of a training's objectives; ``None`` where none of them asks for one.
+
+    Args:
+        model: the student, before the first step.
+        given: the teacher that the caller brought, if any.
+
+    Raises:
+        ConfigError: no adapter to switch off, another vocabulary, or a student that cannot be copied.
+    """
+    if not any(objective and objective.needs_teacher for objective in objectives.values()):
+        return None
+    has_adapter = hasattr(model, "disable_adapter")
+    if args.teacher == "adapter" or (args.teacher == "auto" and given is None and has_adapter):
+        if not has_adapter:
+            raise ConfigError("--teacher adapter needs an adapter to switch off; add --use_peft")
+        return AdapterTeacher(model)
+    if given is not None and given.config.vocab_size != model.config.vocab_size:
+        raise ConfigError(
+            f"the teacher's vocabulary has {given.config.vocab_size} entries, the student's "
+            f"{model.config.vocab_size}: KL needs the same tokenizer on both"
+        )
+    return ResidentTeacher(given if given is not None else frozen_copy(model))
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -82,12 +82,13 @@ class TeacherCache:
             self.starts[is_forget] = torch.from_numpy(self.tokens + np.cumsum(counts) - counts)
             self.tokens += int(counts.sum())
 
-    def bytes(self, hidden_size: int, itemsize: int) -> int:
-        """Size of the file."""
-        return self.tokens * hidden_size * itemsize
+    def pays(self, drawn_rows: float, hidden_size: int) -> bool:
+        """Whether filling it costs less than the ``drawn_rows`` of the training would, and little of the disk."""
+        size = 4 * self.tokens * hidden_size
+        return drawn_rows > sum(map(len, self.trained.values())) and size <= MAX_AUTOMATIC_BYTES and self._fits(size)
 
-    def fits(self, size: int) -> bool:
-        """Whether the disk has room for it, and as much again for what the run will write."""
+    def _fits(self, size: int) -> bool:
+        """Whether the disk has room for ``size`` bytes, and as much again for what the run will write."""
         place = next(path for path in (self.folder, *self.folder.parents) if path.exists())
         return shutil.disk_usage(place).free > 2 * size
 
@@ -122,6 +123,7 @@ class TeacherCache:
             self._fill(teacher, path, about, signature, collate, batch_size, show_progress)
         shape = json.loads(about.read_text())
         dtype = getattr(torch, shape["dtype"])
+        teacher.head.let_go_of_the_model()
         states = torch.from_file(str(path), shared=False, size=math.prod(shape["size"]), dtype=dtype)
         return CachedTeacher(teacher.head, states.view(shape["size"]), self.starts, shape["signature"])
 
@@ -171,8 +173,8 @@ class TeacherCache:
             found = teacher.hidden(batch, tokens.rows, tokens.row_of, columns).cpu()
             if states is None:
                 size = self.tokens, found.shape[1]
-                needed = self.bytes(size[1], found.element_size())
-                if not self.fits(needed):
+                needed = found.element_size() * math.prod(size)
+                if not self._fits(needed):
                     raise ConfigError(
                         f"--teacher cached needs {needed / 2**30:.1f} GiB below {self.folder}, and as much again for "
                         "checkpoints; make room, or choose --teacher resident"

@@ -29,8 +29,8 @@ from .lm_head import Segments, attach_head
 from .objectives import FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
 from .step_loss import StepLoss, count_step, side_tokens
-from .teacher import AdapterTeacher, ResidentTeacher, frozen_copy
-from .teacher_cache import MAX_AUTOMATIC_BYTES, CachedTeacher, TeacherCache
+from .teacher import ResidentTeacher, make_teacher
+from .teacher_cache import CachedTeacher, TeacherCache
 
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
@@ -83,7 +83,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         if pad_token_id is None:
             pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
         self.predict_dataset = predict_dataset or {}
-        self.teacher = self._make_teacher(model, args, teacher)
+        self.teacher = make_teacher(model, args, self.objectives, teacher)
         self.head = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
         super().__init__(
             model=model,
@@ -124,23 +124,6 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         for noisy, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(noisy) is not None:
                 self.add_callback(compact)
-
-    def _make_teacher(self, model, args, teacher):
-        """The teacher while it is a model; :meth:`cache_teacher` may put a file in its place."""
-        if not any(objective and objective.needs_teacher for objective in self.objectives.values()):
-            return None
-        if args.teacher == "adapter" or (
-            args.teacher == "auto" and teacher is None and hasattr(model, "disable_adapter")
-        ):
-            if not hasattr(model, "disable_adapter"):
-                raise ConfigError("--teacher adapter needs an adapter to switch off; add --use_peft")
-            return AdapterTeacher(model)
-        if teacher is not None and teacher.config.vocab_size != model.config.vocab_size:
-            raise ConfigError(
-                f"the teacher's vocabulary has {teacher.config.vocab_size} entries, the student's "
-                f"{model.config.vocab_size}: KL needs the same tokenizer on both"
-            )
-        return ResidentTeacher(teacher if teacher is not None else frozen_copy(model))
 
     @property
     def language_weights(self) -> LanguageWeightCallback:
@@ -201,11 +184,9 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             {side == "forget": sorted(r for item in self._items[side] for r in item.values()) for side in taught},
         )
         if wish == "auto":
-            rows = sum(len(item) for side in taught for item in self._items[side])
-            size = cache.bytes(self.teacher.model.config.get_text_config().hidden_size, 4)
             epochs = steps / self._steps_per_epoch()
             drawn = epochs * sum(self.train_sampler.rows_of_epoch(side == "forget") for side in taught)
-            if drawn <= rows or size > MAX_AUTOMATIC_BYTES or not cache.fits(size):
+            if not cache.pays(drawn, self.teacher.model.config.get_text_config().hidden_size):
                 return
         with self.accelerator.autocast():
             self.teacher = cache.load(

@@ -43,6 +43,10 @@ class VocabularyHead:
         self.projection_forward = self.module.forward
         self._constants: tuple[float, float | None] | None = None
 
+    def let_go_of_the_model(self) -> None:
+        """Keep the projection alone: nothing here refers to the rest of the model any more."""
+        self._slot = None
+
     @property
     def scale(self) -> float:
         return self._constants[0]

@@ -87,8 +87,8 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
     `G = batch_size * num_processes * accumulation_steps` drawn items; micro-batch `j` of rank `r` is slice
     `j * num_processes + r` of them. The same G gives the same rows at every step, however it is factored.
 
-    With `lengths` the items of a step are dealt in order of their length, so that a micro-batch holds rows of one length
-    and needs little padding, and the ranks wait little for each other. The step's rows stay the same.
+    With `lengths` the items of a step are dealt in order of their length, so that a micro-batch holds rows of about
+    one length and needs little padding, and ranks wait little for each other. The step's rows stay the same.
 
     `joint`: the epoch is one pass over the forget items and `batch_size` counts forget rows. Each batch adds as many
     retain rows from a walk that goes on from epoch to epoch and repeats no retain item before it has seen all.
