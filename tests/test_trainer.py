@@ -202,7 +202,8 @@ def test_the_teacher_is_absent_when_no_objective_asks_and_sees_only_its_rows(tmp
     )
     before = {name: p.clone() for name, p in trainer.teacher.model.named_parameters()}
     trainer.train()
-    assert seen == [1, 3]  # one row that tells this teacher from another, then the retain rows of the step
+    # One row that tells this teacher from another, two to try how it takes packed rows, then the step's retain rows.
+    assert seen == [1, 1, 1, 3]
     for name, parameter in trainer.teacher.model.named_parameters():
         assert torch.equal(parameter, before[name]) and not parameter.requires_grad
 
