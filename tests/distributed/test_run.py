@@ -16,6 +16,8 @@ from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import run_unlearn
+
 SCRIPT = ROOT / "run_unlearn.py"
 LETTERS = "abcdefghijklmnopqrst"
 LANGUAGES = ["en", "sw", "zh", "de"]
@@ -123,6 +125,13 @@ def test_two_machines(material, reference, tmp_path):
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], printed
     assert_equals_reference(tmp_path / "run", reference)
+
+
+def test_an_adapter_starts_from_the_seed(material, tmp_path):
+    train = "--do_train --use_peft --lora_r 2 --max_steps 1 --save_strategy no".split()
+    for name in ("first", "second"):
+        run_unlearn.run([*material, *train, "--output_dir", str(tmp_path / name)])
+    assert distance(tmp_path / "first", tmp_path / "second") == 0
 
 
 FAULTS = {"torchrun": TORCHRUN, "accelerate-zero2": accelerate("zero2"), "deepspeed-zero2": DEEPSPEED}

@@ -29,8 +29,8 @@ from unlearn_trainer.trainer import UnlearnTrainer
 
 GLOBAL_BATCH = 4
 STEPS, SAVE = 6, 3
-# High enough that memorization falls within these steps, each in a region where no token is near to turning.
-LEARNING_RATE = {"fp32": 1e-2, "bf16": 3e-3, "lora": 3e-2}
+# In fp32 memorization falls within these steps; the others keep away from where a token may turn by rounding.
+LEARNING_RATE = {"fp32": 1e-2, "bf16": 3e-3, "lora": 1e-2}
 
 
 def config(out, engine, case):
@@ -49,6 +49,9 @@ def config(out, engine, case):
         "eval_steps": SAVE,
         "logging_steps": 1,
         "learning_rate": LEARNING_RATE[case],
+        # With 1e-8 to 1e-6 Adam turns the rounding of single elements of the embedding, whose gradients are near
+        # zero, into steps: the final weights agree to 2e-5 only, with this to 3e-7.
+        "adam_epsilon": 1e-4,
         # In bf16 as the engine prefers: a file where nothing is sharded.
         "teacher": "resident" if case == "fp32" else "auto",
         "forget_weighting": "target",
