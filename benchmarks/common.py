@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ctypes
 import gc
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -30,9 +31,11 @@ DATA = Path(os.environ.get("UNLEARN_DATA", checkout.ROOT.parent / "shared" / "da
 LANGUAGES = ["en", "fr", "es", "zh", "ar", "vi", "eu", "ur", "te", "sw"]  # LingTea's, of FLORES
 ROW_TOKENS = 40, 100  # fewest and most of a FLORES sentence in a multilingual vocabulary, apart from a few
 
-# Importing takes seconds: processes are forked from one that has imported everything and computed nothing.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["unlearn_trainer.trainer"])
+# Importing takes seconds, so processes are forked where that is safe: not from one that has initialised CUDA, as an
+# import may, nor from one that has computed with threads.
+PROCESSES = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+if PROCESSES.get_start_method() == "fork" and importlib.util.find_spec("deepspeed"):
+    importlib.import_module("deepspeed")  # every trainer imports it where it is installed
 
 
 def flags(description: str, **defaults) -> argparse.ArgumentParser:
@@ -183,6 +186,8 @@ def peak_memory(run: Callable[[], object], device: str) -> int:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 2**16)  # M_MMAP_THRESHOLD
         libc.malloc_trim(0)
+    with contextlib.suppress(OSError):  # without this what went before counts too, where it was larger
+        Path("/proc/self/clear_refs").write_text("5")
     before = psutil.Process().memory_info().rss
     run()
     unit = 1 if sys.platform == "darwin" else 1024
@@ -190,7 +195,7 @@ def peak_memory(run: Callable[[], object], device: str) -> int:
 
 
 def in_fresh_process(function: Callable, *args):
-    """``function(*args)`` in a process of its own.
+    """``function(*args)`` in a process of its own; call it before anything is computed in this one.
 
     Raises:
         RuntimeError: the process ended without a result.
@@ -204,8 +209,8 @@ def in_fresh_process(function: Callable, *args):
     except EOFError:
         process.join()
         raise RuntimeError(
-            f"{function.__name__}{args[1:]} ended with exit code {process.exitcode} (-9: out of memory; take a smaller "
-            "--batch_size)"
+            f"{function.__name__}{args[1:]} ended with exit code {process.exitcode} (-9: no memory left); take "
+            "a smaller --batch_size"
         ) from None
     finally:
         process.join()

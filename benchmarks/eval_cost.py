@@ -7,10 +7,19 @@ The slow ways are those of the code released with the LingTea paper. Their figur
 """
 
 import argparse
-from collections.abc import Callable
 
 import torch
-from common import DATA, build_model, flags, in_fresh_process, load_tokenizer, peak_memory, report, sizes, timed_in_turn
+from common import (
+    DATA,
+    build_model,
+    flags,
+    in_fresh_process,
+    load_tokenizer,
+    peak_memory,
+    report,
+    sizes,
+    timed_in_turn,
+)
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import nn

@@ -3,7 +3,7 @@
     python benchmarks/scaling.py --json scaling.json
 
 Every point is measured in processes of its own. Where one quantity varies, all others are those of the flags, and all
-rows have ``--max_length`` tokens.
+rows have ``--max_length`` tokens: at the smallest vocabulary a step has to fill a chunk of logits too.
 """
 
 import argparse
@@ -27,13 +27,11 @@ def main() -> None:
         hidden_size=256,
         intermediate_size=704,
         num_layers=8,
-        batch_size=4,
-        max_length=128,
         repeats=3,
     )
     parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256, 512])
     parser.add_argument("--vocab_sizes", type=int, nargs="*", default=[32768, 65536, 131072, 262144])
-    parser.add_argument("--batch_sizes", type=int, nargs="*", default=[2, 4, 8])
+    parser.add_argument("--batch_sizes", type=int, nargs="*", default=[4, 8, 16])
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])
     args = parser.parse_args()
     rows = []
@@ -82,7 +80,7 @@ def launched(args: argparse.Namespace, folder: str, count: int) -> dict:
     """
     changed = {**vars(args), "json": f"{folder}/process.json"}
     threads = max(1, torch.get_num_threads() // count)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     subprocess.run(
         [*command, __file__, json.dumps(changed)],
         check=True,

@@ -30,10 +30,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         memory = {name: in_fresh_process(step_memory, args, name, folder) for name in VARIANTS}
         variants = StepVariants(args, folder)
-        steps = {name: variants.prepare(name) for name in VARIANTS}
-        check_equal_work(args, variants, steps)
+        losses = {}
+        steps = {name: keeping(losses, name, variants.prepare(name)) for name in VARIANTS}
         runs = dict.fromkeys(VARIANTS, args.repeats) | {"naive": math.ceil(args.repeats / 2)}
         seconds = timed_in_turn(steps, runs, before=variants.student.zero_grad)
+        check_equal_work(args, variants, losses)
         share = bookkeeping_share(variants, max(2, args.repeats))
     count = sizes(variants.student)
     rows = [
@@ -60,17 +61,24 @@ def main() -> None:
     report(args, rows, ratios, parameters=count, tokens=variants.tokens)
 
 
-def check_equal_work(args: argparse.Namespace, variants: StepVariants, steps: dict[str, Callable]) -> None:
-    """Ours and cached have to give the naive step's loss; these first runs are not timed.
+def keeping(losses: dict[str, float], name: str, step: Callable[[], float]) -> Callable[[], None]:
+    """``step``, which also writes its loss to ``losses[name]``."""
+
+    def run():
+        losses[name] = step()
+
+    return run
+
+
+def check_equal_work(args: argparse.Namespace, variants: StepVariants, losses: dict[str, float]) -> None:
+    """Ours and cached have to give the naive step's loss.
 
     Raises:
         AssertionError: they do not.
     """
-    losses = {name: step() for name, step in steps.items()}
     scale = math.log(variants.student.get_output_embeddings().weight.shape[0])
     for name in ("ours", "cached"):
-        gap = abs(losses[name] - losses["naive"])
-        if not gap <= TOLERANCE[args.dtype] * scale:
+        if not abs(losses[name] - losses["naive"]) <= TOLERANCE[args.dtype] * scale:
             raise AssertionError(f"the {name} step has loss {losses[name]}, the naive one {losses['naive']}")
 
 

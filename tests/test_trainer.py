@@ -335,3 +335,16 @@ def test_with_a_cache_only_the_head_of_the_teacher_stays_in_memory(tmp_path):
     trainer.cache_teacher(steps=8)
     gc.collect()
     assert isinstance(trainer.teacher, CachedTeacher) and body() is None
+
+
+def test_a_teacher_that_was_passed_in_stays_whole_when_its_states_are_cached(tmp_path):
+    teacher = tiny_model(seed=5)
+    ids = torch.arange(3, 9)[None]
+    before = teacher(ids).logits
+    rows = tiny_rows(seed=0), tiny_rows(seed=1)
+    config = tiny_config(tmp_path, teacher="cached", per_device_train_batch_size=3, max_steps=1)
+    UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES, teacher=teacher).train()
+    torch.testing.assert_close(teacher(ids).logits, before)
+    with torch.no_grad():
+        positions = torch.tensor([0])
+        assert teacher(ids, attention_mask=torch.ones_like(ids), positions=positions)["hidden"].shape == (1, 32)

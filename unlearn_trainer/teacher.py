@@ -54,7 +54,9 @@ def make_teacher(
             f"the teacher's vocabulary has {given.config.vocab_size} entries, the student's "
             f"{model.config.vocab_size}: KL needs the same tokenizer on both"
         )
-    return ResidentTeacher(given if given is not None else frozen_copy(model))
+    if given is not None:
+        return ResidentTeacher(given)
+    return ResidentTeacher(frozen_copy(model), is_copy=True)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -75,9 +77,11 @@ class ResidentTeacher:
 
     Args:
         model: the original model; it is frozen and put in eval mode.
+        is_copy: nobody else has it, so that its body may be dropped.
     """
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, is_copy: bool = False):
+        self.is_copy = is_copy
         self.model = model.eval().requires_grad_(False)
         self.wrapped: nn.Module = model
         self.head: VocabularyHead = attach_head(model)

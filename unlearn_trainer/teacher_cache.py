@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from .data.collator import IGNORE_INDEX, TrainingRows
 from .errors import ConfigError
 from .step_loss import side_tokens
-from .teacher import AdapterTeacher, ResidentTeacher
+from .teacher import ResidentTeacher
 from .vocabulary_head import VocabularyHead
 
 # Above this an automatic choice keeps the teacher in memory: the disk may not be the user's to fill.
@@ -94,7 +94,7 @@ class TeacherCache:
 
     def load(
         self,
-        teacher: ResidentTeacher | AdapterTeacher,
+        teacher: ResidentTeacher,
         model: nn.Module,
         signature: list[float],
         collate: Callable[[list[dict]], Mapping[str, torch.Tensor]],
@@ -123,7 +123,8 @@ class TeacherCache:
             self._fill(teacher, path, about, signature, collate, batch_size, show_progress)
         shape = json.loads(about.read_text())
         dtype = getattr(torch, shape["dtype"])
-        teacher.head.let_go_of_the_model()
+        if teacher.is_copy:
+            teacher.head.let_go_of_the_model()
         states = torch.from_file(str(path), shared=False, size=math.prod(shape["size"]), dtype=dtype)
         return CachedTeacher(teacher.head, states.view(shape["size"]), self.starts, shape["signature"])
 
