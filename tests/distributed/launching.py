@@ -14,6 +14,11 @@ BIN = Path(sys.executable).parent
 TORCHRUN = [BIN / "torchrun", "--nproc_per_node", "2", "--master_port", "PORT"]
 DEEPSPEED = [BIN / "deepspeed", "--num_gpus", "2", "--master_port", "PORT"]
 
+# Without a YAML file of its own: the JSON on the command line.
+ACCELERATE_ZERO1 = [BIN / "accelerate", "launch", "--num_processes", "2", "--num_machines", "1"]
+ACCELERATE_ZERO1 += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "PORT"]
+ACCELERATE_ZERO1 += ["--use_deepspeed", "--deepspeed_config_file", ROOT / "ds_configs" / "zero1.json"]
+
 
 def accelerate(engine, processes=2):
     """The command of README with the shipped configuration of ``engine``."""

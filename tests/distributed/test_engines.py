@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from launching import DEEPSPEED, HERE, TORCHRUN, accelerate, distance, numbers, run
+from launching import ACCELERATE_ZERO1, DEEPSPEED, HERE, TORCHRUN, accelerate, distance, numbers, run
 from peft import AutoPeftModelForCausalLM
 from tiny import tiny_model, tiny_rows
 
@@ -18,7 +18,10 @@ from tiny import tiny_model, tiny_rows
 LAUNCHERS = {
     "torchrun-ddp": (TORCHRUN, "ddp", "DistributedDataParallel", ["fp32", "bf16", "lora"]),
     "accelerate-ddp": (accelerate("ddp"), "ddp", "DistributedDataParallel", ["fp32"]),
+    "accelerate-zero1": (ACCELERATE_ZERO1, "zero1", "DeepSpeedEngine", ["fp32"]),
     "deepspeed-zero1": ([*DEEPSPEED, "--no_local_rank"], "zero1", "DeepSpeedEngine", ["fp32", "bf16"]),
+    "deepspeed-zero2": ([*DEEPSPEED, "--no_local_rank"], "zero2", "DeepSpeedEngine", ["fp32"]),
+    "deepspeed-zero3": ([*DEEPSPEED, "--no_local_rank"], "zero3", "DeepSpeedEngine", ["fp32"]),
     "accelerate-zero2": (accelerate("zero2"), "zero2", "DeepSpeedEngine", ["fp32", "bf16", "lora"]),
     "accelerate-zero3": (accelerate("zero3"), "zero3", "DeepSpeedEngine", ["fp32", "bf16", "lora"]),
     "accelerate-fsdp2": (accelerate("fsdp2"), "fsdp2", "FSDPLlamaForCausalLM", ["fp32", "bf16", "lora"]),
