@@ -398,7 +398,6 @@ FLAGS = {
     ),
     "weights never updated": (flags("--weight_update_steps", "0"), ["--weight_update_steps must be at least 1"]),
     "adapter teacher without adapter": (flags("--teacher", "adapter"), ["--teacher adapter", "--use_peft"]),
-    "cached teacher": (flags("--teacher", "cached"), ["--teacher cached", "resident"]),
     "audit": (flags("--audit"), ["--audit"]),
     "best model without evaluation": (
         flags("--load_best_model_at_end", "--save_strategy", "steps"),
@@ -571,11 +570,6 @@ def tokenized(folder, **settings):
     [
         (lambda at: UnlearnConfig(output_dir=str(at), method="npoo"), ConfigError, ["--method npoo"]),
         (lambda at: UnlearnConfig(output_dir=str(at), retain_coef=-1), ConfigError, ["--retain_coef", "negative"]),
-        (
-            lambda at: UnlearnConfig(output_dir=str(at), teacher="cached"),
-            ConfigError,
-            ["--teacher cached", "resident"],
-        ),
         (lambda at: UnlearnConfig(output_dir=str(at), audit=True), ConfigError, ["--audit"]),
         (lambda at: trainer(at, retain=False), ConfigError, ["needs retain rows", "--retain_file"]),
         (lambda at: trainer(at, forget=False), ConfigError, ["needs forget rows", "--forget_file"]),

@@ -307,6 +307,13 @@ def test_a_cached_teacher_gives_the_run_of_a_resident_one(schedule, alignment, t
     assert not (tmp_path / "cached" / "teacher").exists()
 
 
+def test_the_end_of_a_run_deletes_its_own_cache_only(tmp_path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "mine.txt").write_text("kept")
+    long_run(tmp_path, teacher="cached").train()
+    assert [path.name for path in (tmp_path / "teacher").iterdir()] == ["mine.txt"]
+
+
 def test_the_cache_is_chosen_where_rows_are_seen_again_and_read_again_on_resume(tmp_path):
     short = tiny_trainer(tmp_path / "short", method="lingtea", per_device_train_batch_size=3, max_steps=2)
     short.train()

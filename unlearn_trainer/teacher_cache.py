@@ -72,6 +72,7 @@ class TeacherCache:
 
     def __init__(self, folder: Path, rows: TrainingRows, sides: Mapping[bool, int], trained: Mapping[bool, list[int]]):
         self.folder, self.rows, self.sides, self.trained = folder, rows, sides, trained
+        self.path: Path | None = None
         self.starts: dict[bool, torch.Tensor] = {}
         self.tokens = 0
         for is_forget in sides:
@@ -117,7 +118,8 @@ class TeacherCache:
         """
         # Machines may share the folder.
         name = f"{self._key(model, precision)}-{socket.gethostname()}"
-        path, about = self.folder / f"{name}.bin", self.folder / f"{name}.json"
+        self.path = path = self.folder / f"{name}.bin"
+        about = path.with_name(f"{name}.json")
         whole = all(gather_object([about.is_file()]))
         if not whole:
             self._fill(teacher, path, about, signature, collate, batch_size, show_progress)
@@ -129,10 +131,13 @@ class TeacherCache:
         return CachedTeacher(teacher.head, states.view(shape["size"]), self.starts, shape["signature"])
 
     def remove(self) -> None:
-        """Delete the files of this machine; call it on every process, when no step will follow."""
+        """Delete what :meth:`load` wrote on this machine; call it on every process, when no step will follow."""
         PartialState().wait_for_everyone()
-        if PartialState().is_local_main_process:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if PartialState().is_local_main_process and self.path is not None:
+            self.path.unlink(missing_ok=True)
+            self.path.with_suffix(".json").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else is in it, and stays
+                self.folder.rmdir()
 
     def _key(self, model, precision):
         """Names the teacher's weights, the rows with their tokens, and how both are combined."""
