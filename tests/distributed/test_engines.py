@@ -115,7 +115,7 @@ def test_two_processes_agree_with_one(name, case, launched, reference):
 
 
 def assert_same_figures(report, expected, tolerance, exact):
-    for when, allowed in (("untrained", exact), ("before", exact), ("after", tolerance)):
+    for when, allowed in (("untrained", exact), ("before", exact), ("after", exact)):
         found, others = numbers(report[when]), numbers(expected[when])
         assert found.keys() == others.keys()
         for key, value in others.items():
