@@ -18,12 +18,13 @@ from transformers import set_seed
 from unlearn_trainer import teacher
 from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
-from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
+from unlearn_trainer.data import TokenizedData, add_alternatives, load_splits, synthetic, tokenize_splits
 from unlearn_trainer.engines import engine_of_its_own, leave_process_group, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.layers import restrict_training
 from unlearn_trainer.memory import memory_table
-from unlearn_trainer.models import apply_peft, load_model, load_tokenizer
+from unlearn_trainer.models import apply_peft, load_model, load_tokenizer, save_trained
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import measured_splits, prepare_stages
 from unlearn_trainer.trainer import UnlearnTrainer
@@ -60,12 +61,8 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
             data_args.data_dir,
             **{f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS},
         )
-        limits = {
-            "forget": data_args.max_train_samples,
-            "retain": data_args.max_train_samples,
-            "valid": data_args.max_eval_samples,
-            "test": data_args.max_predict_samples,
-        }
+        train, valid, test = data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples
+        limits = dict(zip(SPLITS, (train, train, valid, test), strict=True))
         data = tokenize_splits(
             splits,
             tokenizer,
@@ -74,6 +71,9 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
             data_args.max_seq_length,
             {split: limit for split, limit in limits.items() if limit is not None},
         )
+        if args.needs_alternatives:
+            file, length = data_args.alternative_answers, data_args.max_seq_length
+            data = add_alternatives(data, splits["forget"], tokenizer, length, args.seed, file)
     return tokenizer, data
 
 
@@ -82,7 +82,7 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
     rows, args = data.datasets, engine_of_its_own(args)
     set_seed(args.seed)  # an adapter starts from random weights
     return UnlearnTrainer(
-        apply_peft(load_model(start, tokenizer), start),
+        apply_peft(restrict_training(load_model(start, tokenizer), start.trainable_layers), start),
         args,
         forget_dataset=rows.get("forget"),
         retain_dataset=rows.get("retain"),
@@ -118,7 +118,7 @@ def run(argv: list[str] | None = None) -> dict:
         timing["train_seconds"] = time.time() - started
         if trainer.terminated:
             raise Terminated(f"SIGTERM at step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
-        trainer.save_model(args.output_dir)
+        save_trained(trainer, start)
     started = time.time()
     after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
     never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None

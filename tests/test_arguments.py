@@ -163,7 +163,7 @@ def test_help_is_grouped(capsys):
     flags_of = [["data_dir", "language_sampling"], ["do_train"], ["forget_objective"], ["patience"], ["learning_rate"]]
     for group, flag in [(group, flag) for group, names in enumerate(flags_of, start=1) for flag in names]:
         assert places[group] < text.index(f"\n  --{flag} ") < places[group + 1]
-    assert "{none,nll,kl,lingtea}" in text
+    assert "{none,nll,kl,lingtea,jsd,rmu}" in text
 
 
 def test_every_flag_has_help():

@@ -9,18 +9,26 @@ from unlearn_trainer.data.collator import TrainingRows, UnlearnCollator
 PAD = 1
 quick = settings(max_examples=40, deadline=None)
 
+alternatives = st.one_of(
+    st.just({}),
+    st.lists(st.integers(0, 4), max_size=12).map(
+        lambda ids: {"alternative_input_ids": ids, "alternative_labels": [-100, -100, *ids[2:]][: len(ids)]}
+    ),
+)
 rows = st.lists(
     st.builds(
-        lambda ids, language, is_forget: {
+        lambda ids, language, is_forget, alternative: {
             "input_ids": ids,
             "labels": [-100, *ids[1:]],
             "language": language,
             "is_forget": is_forget,
             "row": len(ids),
+            **(alternative if is_forget else {}),
         },
         st.lists(st.integers(0, 4), min_size=1, max_size=9),  # often holds the pad id as a real token
         st.integers(0, 3),
         st.booleans(),
+        alternatives,
     ),
     min_size=1,
     max_size=6,
@@ -29,12 +37,19 @@ rows = st.lists(
 
 @quick
 @given(rows, st.sampled_from([None, 4]))
-def test_batch_holds_the_rows_padded_right_and_forget_first(rows, multiple):
+def test_batch_holds_the_rows_padded_right_forget_first_then_alternatives_then_retain(rows, multiple):
     batch = UnlearnCollator(PAD, pad_to_multiple_of=multiple)(rows)
-    longest = max(len(row["input_ids"]) for row in rows)
+    forget, retain = ([row for row in rows if row["is_forget"] == side] for side in (True, False))
+    alternatives = [
+        {**row, "input_ids": row["alternative_input_ids"], "labels": row["alternative_labels"], "is_forget": False}
+        for row in forget
+        if row.get("alternative_input_ids")
+    ]
+    expected = forget + alternatives + retain
+    longest = max(len(row["input_ids"]) for row in expected)
     width = batch["input_ids"].shape[1]
     assert width == (longest if multiple is None else -(-longest // 4) * 4)
-    expected = [row for row in rows if row["is_forget"]] + [row for row in rows if not row["is_forget"]]
+    assert len(batch["input_ids"]) == len(expected)
     for index, row in enumerate(expected):
         n = len(row["input_ids"])
         assert batch["input_ids"][index].tolist() == row["input_ids"] + [PAD] * (width - n)
@@ -43,8 +58,11 @@ def test_batch_holds_the_rows_padded_right_and_forget_first(rows, multiple):
     assert batch["language"].tolist() == [row["language"] for row in expected]
     assert batch["is_forget"].tolist() == [row["is_forget"] for row in expected]
     assert batch["row"].tolist() == [row["row"] for row in expected]
+    marks = [False] * len(forget) + [True] * len(alternatives) + [False] * len(retain)
+    assert batch["is_alternative"].tolist() == marks
     dtypes = {name: torch.int64 for name in ("input_ids", "attention_mask", "labels", "language", "row")}
-    assert {name: tensor.dtype for name, tensor in batch.items()} == {**dtypes, "is_forget": torch.bool}
+    dtypes |= dict.fromkeys(("is_forget", "is_alternative"), torch.bool)
+    assert {name: tensor.dtype for name, tensor in batch.items()} == dtypes
 
 
 def test_empty_batch_is_one_row_without_labels():
@@ -56,6 +74,7 @@ def test_empty_batch_is_one_row_without_labels():
         "language": [0],
         "row": [0],
         "is_forget": [False],
+        "is_alternative": [False],
     }
 
 
@@ -72,14 +91,25 @@ def split(first, num_rows):
     )
 
 
+def with_answers(rows):
+    """The same rows; all but every third have an alternative answer, longer than the row."""
+    ids = [[] if i % 3 == 2 else [7, *row] * 4 for i, row in enumerate(rows["input_ids"])]
+    return rows.add_column("alternative_input_ids", ids).add_column("alternative_labels", ids)
+
+
 @quick
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=8))
-def test_training_rows_keep_order_and_read_the_right_split(pairs):
-    dataset = TrainingRows(split(0, 5), split(100, 7))
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), max_size=8), st.booleans())
+def test_training_rows_keep_order_and_read_the_right_split(pairs, answers):
+    forget = with_answers(split(0, 5)) if answers else split(0, 5)
+    dataset = TrainingRows(forget, split(100, 7))
     assert len(dataset) == 12
     many = dataset.__getitems__(pairs)
     assert [(row["is_forget"], row["input_ids"][0]) for row in many] == [(f, i + (0 if f else 100)) for f, i in pairs]
     assert many == [dataset[pair] for pair in pairs]
+    for row in many:
+        has = answers and row["is_forget"]
+        assert ("alternative_input_ids" in row, "alternative_labels" in row) == (has, has)
+        assert not has or row["alternative_input_ids"] == forget[row["row"]]["alternative_input_ids"]
 
 
 @pytest.mark.parametrize("is_forget", [True, False])
@@ -93,3 +123,24 @@ def test_training_rows_of_one_split(is_forget):
         "is_forget": is_forget,
         "row": 3,
     }
+
+
+def test_alternatives_count_in_digests_but_not_in_lengths():
+    plain, answers = TrainingRows(split(0, 5), split(100, 7)), TrainingRows(with_answers(split(0, 5)), split(100, 7))
+    assert answers.lengths() == plain.lengths() == {True: [1, 2, 3, 1, 2], False: [2, 3, 1, 2, 3, 1, 2]}
+    assert answers.digests()["retain"] == plain.digests()["retain"]
+    assert answers.digests()["forget"] != plain.digests()["forget"]
+    other = with_answers(split(0, 5)).map(lambda row: {"alternative_labels": [-100, *row["alternative_labels"][1:]]})
+    assert TrainingRows(other, None).digests()["forget"] != answers.digests()["forget"]
+    assert TrainingRows(None, with_answers(split(100, 7))).digests()["retain"] == plain.digests()["retain"]
+
+
+def test_a_batch_of_real_rows_with_alternatives():
+    dataset = TrainingRows(with_answers(split(0, 5)), split(100, 7))
+    batch = UnlearnCollator(PAD)(dataset.__getitems__([(False, 0), (True, 4), (True, 2), (True, 0)]))
+    assert batch["row"].tolist() == [4, 2, 0, 4, 0, 0]
+    assert batch["language"].tolist() == [0, 0, 0, 0, 0, 0]
+    assert batch["is_forget"].tolist() == [True] * 3 + [False] * 3
+    assert batch["is_alternative"].tolist() == [False] * 3 + [True] * 2 + [False]
+    assert batch["attention_mask"].sum(1).tolist() == [2, 3, 1, 12, 8, 2]
+    assert batch["input_ids"][3].tolist() == [7, 4, 4] * 4

@@ -279,7 +279,7 @@ def naive_statistics(head, hidden, segment):
         taught = logits_of(segment.teacher_head, segment.teacher_hidden).detach()
         figures.teacher_nll = -taught.log_softmax(-1).gather(-1, pick)[:, 0]
     if "kl" in segment.needs:
-        positions = segment.positions if segment.kl_positions is None else segment.kl_positions
+        positions = segment.positions if segment.other_positions is None else segment.other_positions
         student, teacher = ((z / t).log_softmax(-1) for z in (logits_of(head, hidden[positions]), taught))
         figures.kl = t**2 * (teacher.exp() * (teacher - student)).sum(-1)
     if "log_prob_moments" in segment.needs:
@@ -365,7 +365,7 @@ def test_any_segments_in_any_chunks_equal_the_naive_twin(
             segment.teacher_head = teacher
             segment.teacher_hidden = 3 * torch.randn(count, 32, generator=generator, dtype=torch.float64)
             if is_apart and "kl" in need:
-                segment.kl_positions = torch.randint(12, (count,), generator=generator)
+                segment.other_positions = torch.randint(12, (count,), generator=generator)
         segments.append(segment)
     with sizes(chunk=8 * vocabulary * chunk, tile=4 * vocabulary * tile, least=1):
         filled = [segment for segment in segments if len(segment.targets)]

@@ -77,15 +77,15 @@ def tiny_config(folder, **settings):
     return UnlearnConfig(output_dir=str(folder), **{**quiet, **settings})
 
 
-def tiny_trainer(folder, model=None, splits=("forget", "retain", "valid"), **settings):
-    """An ``UnlearnTrainer`` on :func:`tiny_rows`; forget and retain rows differ, valid is measured too."""
+def tiny_trainer(folder, model=None, splits=("forget", "retain", "valid"), forget=None, **settings):
+    """An ``UnlearnTrainer`` on :func:`tiny_rows` or ``forget``; the splits differ, valid is measured too."""
     from unlearn_trainer.trainer import UnlearnTrainer
 
     rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(splits)}
     return UnlearnTrainer(
         model if model is not None else tiny_model(),
         tiny_config(folder, **settings),
-        rows["forget"],
+        rows["forget"] if forget is None else forget,
         rows["retain"],
         languages=LANGUAGES,
         eval_dataset=rows,

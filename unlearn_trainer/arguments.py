@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +10,8 @@ from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from .errors import ConfigError
-from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+from .layers import parse_layers
+from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
 
 OBJECTIVE_CHOICES = {
     "method": list(METHODS),
@@ -55,11 +56,24 @@ class ModelArguments:
     lora_r: int = _flag(16, "Rank of the adapter.")
     lora_alpha: int = _flag(32, "The adapter's output is scaled by lora_alpha / lora_r.")
     lora_target_modules: list[str] | None = _flag(None, "Modules that get an adapter; by default all linear layers.")
+    merge_adapter: bool = _flag(False, "Save the model with its adapter merged in, and the adapter beside it.")
+    trainable_layers: str | None = _flag(
+        None,
+        "Layers to train, such as 0,3,8-14, all else being frozen; or a regular expression over parameters' names.",
+    )
 
     def __post_init__(self):
         self.lora_target_modules = _split_commas(self.lora_target_modules)
         _check(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
         _check(self.lora_r >= 1, f"--lora_r must be at least 1, not {self.lora_r}")
+        _check(self.use_peft or not self.merge_adapter, "--merge_adapter has no adapter to merge; add --use_peft")
+        if self.trainable_layers is not None:
+            parse_layers(self.trainable_layers)
+            _check(
+                not self.use_peft,
+                f"--trainable_layers {self.trainable_layers}: with --use_peft the model's own weights are frozen; "
+                "leave one of the two out, or name the adapter's modules with --lora_target_modules",
+            )
 
 
 @dataclass
@@ -71,6 +85,10 @@ class DataArguments:
     retain_file: str | None = _flag(None, "JSONL file of the texts or facts to keep.")
     valid_file: str | None = _flag(None, "JSONL file of never-seen rows; gives the targets of forgetting.")
     test_file: str | None = _flag(None, "JSONL file of rows for the final figures only.")
+    alternative_answers: str | None = _flag(
+        None,
+        "JSON file {language: [texts]} of what shall be said instead (dpo, jensun); has `I do not know` built in.",
+    )
     languages: list[str] | None = _flag(None, "Languages to train on, with spaces or commas; by default all.")
     heldout_languages: list[str] | None = _flag(None, "Languages that are evaluated and never trained on.")
     max_seq_length: int = _flag(256, "Longer rows are cut to this number of tokens.")
@@ -116,8 +134,11 @@ class ObjectiveArguments:
     method: str = _flag("lingtea", "A named pair of objectives.")
     forget_objective: str | None = _flag(None, "Replaces the method's objective on forget rows.")
     retain_objective: str | None = _flag(None, "Replaces the method's objective on retain rows.")
-    forget_coef: float = _flag(1.0, "Factor of the forget objective.")
-    retain_coef: float = _flag(1.0, "Factor of the retain objective.")
+    forget_coef: float | None = _flag(None, "Factor of the forget objective; by default as published, mostly 1.")
+    retain_coef: float | None = _flag(None, "Factor of the retain objective; by default as published, mostly 1.")
+    rmu_layer: int | None = _flag(
+        None, "Layer whose output rmu looks at, from 1; by default at 7/32 of the depth, as published."
+    )
     schedule: Literal["joint", "alternate"] = _flag(
         "joint", "`joint`: forget and retain rows in every batch; `alternate`: a pass over one, then over the other."
     )
@@ -139,6 +160,16 @@ class ObjectiveArguments:
     )
 
 
+# One flag for each option of an objective, with the default that stands in the objective's own signature.
+MethodArguments = make_dataclass(
+    "MethodArguments",
+    [
+        (name, type(default), _flag(default, f"Of the objective {name.rpartition('_')[0]}; see docs/methods.md."))
+        for name, default in objective_options().items()
+    ],
+)
+
+
 @dataclass
 class WeightArguments:
     """How much each language counts, and when the training ends."""
@@ -146,8 +177,9 @@ class WeightArguments:
     forget_weighting: Literal["uniform", "target"] = _flag(
         "uniform", "`target` weighs languages by how far each still is from its target, and rests those that arrived."
     )
-    retain_weighting: Literal["uniform", "primal_dual"] = _flag(
-        "uniform", "`primal_dual` raises the weight of a language whose retain perplexity grows."
+    retain_weighting: Literal["uniform", "primal_dual"] | None = _flag(
+        None,
+        "`primal_dual` raises the weight of a language whose retain perplexity grows; else `uniform`, but for pdu.",
     )
     forget_metric: Literal["memorization_accuracy", "extraction_strength"] = _flag(
         "memorization_accuracy", "What the target of forgetting is measured in."
@@ -168,12 +200,12 @@ class WeightArguments:
 
 
 @dataclass
-class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, TrainingArguments):
+class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightArguments, TrainingArguments):
     """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
 
-    After construction `forget_objective` and `retain_objective` are never `None`, `forget_target` is a float or
-    `"auto"`, and `stop_when_forgotten` is a bool. `dataclasses.replace` keeps these resolved values: to change the
-    method of an existing config set both objectives to `None` as well.
+    After construction objectives, coefficients and `retain_weighting` are those of the method where they were not
+    given, `forget_target` is a float or `"auto"`, and `stop_when_forgotten` is a bool. `dataclasses.replace` keeps
+    these resolved values: to change the method of an existing config set them to `None` as well.
 
     Raises:
         ConfigError: a value out of range or a combination without meaning; names the flags and the remedy.
@@ -200,12 +232,22 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, Trainin
         self._check_ranges()
         self._check_combinations()
 
+    @property
+    def needs_alternatives(self) -> bool:
+        """Whether the forget rows need alternative answers."""
+        objective = FORGET_OBJECTIVES.get(self.forget_objective)
+        return objective is not None and "alternative" in objective.needs
+
     def _resolve_objectives(self) -> None:
         self._check_choice("method")
         for name in ("forget_objective", "retain_objective"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(METHODS[self.method], name))
             self._check_choice(name)
+        published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform"}
+        for name, value in (published | METHODS[self.method].settings).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def _check_choice(self, name: str) -> None:
         value, choices = getattr(self, name), OBJECTIVE_CHOICES[name]
@@ -217,6 +259,10 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, WeightArguments, Trainin
     def _check_ranges(self) -> None:
         for name in ("forget_coef", "retain_coef", "retain_eta", "retain_epsilon", "retain_weight_min"):
             _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
+        _check(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
+        for name in objective_options():
+            if name.rpartition("_")[2] in ("beta", "strength", "steering"):
+                _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
             _check(value is None or 0 <= value < 2**32, f"--{name} must be 0 to {2**32 - 1}, not {value}")

@@ -15,12 +15,12 @@ import dataclasses
 import functools
 import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
 
-from .token_statistics import Tile, TokenStatistics, reused
+from .token_statistics import DIFFERENTIABLE, Tile, TokenStatistics, reused
 from .vocabulary_head import VocabularyHead
 
 # The bytes of the student's logits in a chunk; the teacher, who needs but one product, gets half of that. A GPU
@@ -44,10 +44,13 @@ class Segment:
         loss: maps (statistics of some of the tokens, their slice of the segment) to (loss, terms): a scalar to be
             summed over all such calls, and the same split into the objective's parts. ``None`` computes statistics
             only.
-        teacher_hidden: [n, teacher hidden size], the teacher's final hidden states, for ``kl`` and ``teacher_nll``.
+        teacher_hidden: [n, teacher hidden size], the teacher's final hidden states, for all that looks at its logits.
         teacher_head: the teacher's :class:`VocabularyHead`.
-        kl_positions: [n] where ``kl`` and ``teacher_nll`` are taken, if not at ``positions`` (LingTea as released).
+        other_positions: [n] where ``kl``, ``teacher_nll`` and ``reduced`` are taken, if not at ``positions`` (LingTea
+            as released).
         temperature: of ``kl``.
+        reduction: the function behind ``reduced``.
+        looks_ahead: the loss needs statistics of the whole segment: these are there before it is first called.
 
     The forward fills in ``terms``, the parts of the loss, and ``statistics`` of all n tokens, both detached.
     """
@@ -58,10 +61,37 @@ class Segment:
     loss: Callable[[TokenStatistics, slice], tuple[torch.Tensor, torch.Tensor]] | None = None
     teacher_hidden: torch.Tensor | None = None
     teacher_head: VocabularyHead | None = None
-    kl_positions: torch.Tensor | None = None
+    other_positions: torch.Tensor | None = None
     temperature: float = 1.0
+    reduction: Callable[..., torch.Tensor] | None = None
+    looks_ahead: bool = False
     terms: torch.Tensor | None = None
     statistics: TokenStatistics | None = None
+
+
+@dataclasses.dataclass
+class LayerSegment:
+    """Tokens with a loss by the states of a layer inside the model.
+
+    Args:
+        layer: index into ``hidden_states`` of the model's output: 0 is the embedding, k the output of block k.
+        positions: [n] flat indices into the [rows x length] states.
+        loss: maps the states [n, d] to (loss, terms) as :class:`Segment` does.
+
+    The forward fills in ``terms``, detached.
+    """
+
+    layer: int
+    positions: torch.Tensor
+    loss: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    terms: torch.Tensor | None = None
+
+    def fill(self, states: torch.Tensor) -> torch.Tensor:
+        """The loss by ``states`` [rows, length, d] of the layer."""
+        states = states.flatten(0, -2)[self.positions]
+        loss, terms = self.loss(states if states.dtype == torch.float64 else states.float())
+        self.terms = terms.detach()
+        return loss
 
 
 class Segments:
@@ -69,10 +99,19 @@ class Segments:
 
     Engines copy the lists, dicts and dataclasses among a forward's arguments; what the forward fills in has to come
     back in the very objects that were passed.
+
+    Args:
+        of_layers: losses by the states inside the model, added to those of the segments.
+        look_ahead: called once the segments that look ahead have their statistics, before the losses.
     """
 
-    def __init__(self, *segments: Segment):
-        self.segments = segments
+    def __init__(
+        self,
+        *segments: Segment,
+        of_layers: Sequence[LayerSegment] = (),
+        look_ahead: Callable[[], None] | None = None,
+    ):
+        self.segments, self.of_layers, self.look_ahead = segments, tuple(of_layers), look_ahead
 
     def __iter__(self):
         return iter(self.segments)
@@ -82,9 +121,9 @@ def attach_head(model: nn.Module) -> VocabularyHead:
     """Give ``model.forward`` the keyword ``segments`` and return the model's :class:`VocabularyHead`.
 
     With ``segments``, a :class:`Segments`, the forward fills them in and returns ``{"loss": ...}``, a scalar;
-    with ``positions`` it returns ``{"hidden": ...}`` [n, d], the final hidden states there. Without them it is the
-    model's own forward. Everything runs inside the wrapped forward, so DDP, ZeRO and FSDP gather and reduce through
-    their own hooks. Attaching twice returns the first head.
+    with ``positions`` it returns ``{"hidden": ...}`` [n, d], the final hidden states there, or those of ``layer``.
+    Without them it is the model's own forward. Everything runs inside the wrapped forward, so DDP, ZeRO and FSDP
+    gather and reduce through their own hooks. Attaching twice returns the first head.
     """
     if hasattr(model, "_vocabulary_head"):
         return model._vocabulary_head
@@ -92,16 +131,20 @@ def attach_head(model: nn.Module) -> VocabularyHead:
     own_forward = type(model).forward
 
     @functools.wraps(own_forward)
-    def forward(self, *args, segments=None, positions=None, **kwargs):
+    def forward(self, *args, segments=None, positions=None, layer=None, **kwargs):
         if segments is None and positions is None:
             return own_forward(self, *args, **kwargs)
         body = functools.partial(own_forward, self)
         head.measure(self, body)
-        hidden = head.final_hidden(body, args, kwargs)
+        of_layers = segments.of_layers if segments is not None else ()
+        hidden, layers = head.final_hidden(body, args, kwargs, with_layers=bool(of_layers) or layer is not None)
         if positions is not None:
-            return {"hidden": hidden[positions]}
+            return {"hidden": (hidden if layer is None else layers[layer].flatten(0, -2))[positions]}
         # Called as a module, so that ZeRO-3 gathers the weights for exactly this call.
-        return {"loss": head.module(hidden, segments)}
+        loss = head.module(hidden, segments)
+        for each in of_layers:
+            loss = loss + each.fill(layers[each.layer])
+        return {"loss": loss}
 
     def project_or_segments(self, hidden, segments=None):
         if segments is None:
@@ -140,10 +183,9 @@ class _FusedHead(torch.autograd.Function):
         student = _Projection(head, "student", hidden.device)
         ctx.gradients = _Gradients(hidden, student, names, parameters, ctx.needs_input_grad[0])
         ctx.gradients.wanted &= any(segment.loss is not None for segment in segments)
-        shares = [_Share(segment, hidden.device) for segment in segments]
-        for chunk in _chunks(shares, student.chunk_tokens):
-            _run_chunk(hidden, student, chunk, ctx.gradients)
-        losses = [share.fill_segment() for share in shares if share.found]
+        if segments.look_ahead is not None:
+            _look_ahead(hidden, student, segments)
+        losses = _run(hidden, student, segments, ctx.gradients)
         return torch.stack([hidden.new_zeros((), dtype=_sum_dtype(hidden)), *losses]).sum()
 
     @staticmethod
@@ -151,6 +193,24 @@ class _FusedHead(torch.autograd.Function):
         d_hidden, d_parameters = ctx.gradients.finish(grad_loss)
         ctx.gradients = None
         return d_hidden, None, None, None, *d_parameters
+
+
+def _look_ahead(hidden, student, segments):
+    """Statistics of the segments whose loss needs all of them, at the price of one more product with the head."""
+    ahead = [segment for segment in segments if segment.looks_ahead]
+    copies = [dataclasses.replace(segment, loss=None) for segment in ahead]
+    _run(hidden, student, copies, _Gradients(hidden, student, [], [], False))
+    for segment, copy in zip(ahead, copies, strict=True):
+        segment.statistics = copy.statistics
+    segments.look_ahead()
+
+
+def _run(hidden, student, segments, gradients):
+    """Fill in all ``segments``, chunk by chunk; returns the losses of those that have tokens."""
+    shares = [_Share(segment, hidden.device) for segment in segments]
+    for chunk in _chunks(shares, student.chunk_tokens):
+        _run_chunk(hidden, student, chunk, gradients)
+    return [share.fill_segment() for share in shares if share.found]
 
 
 class _Projection:
@@ -178,11 +238,11 @@ class _Share:
 
     def __init__(self, segment: Segment, device: torch.device):
         self.segment = segment
-        taught = segment.needs & {"kl", "teacher_nll"} and len(segment.targets)
+        taught = segment.teacher_head is not None and len(segment.targets)
         self.teacher = _Projection(segment.teacher_head, "teacher", device) if taught else None
         self.positions = [segment.positions]
-        if segment.kl_positions is not None:
-            self.positions.append(segment.kl_positions)
+        if segment.other_positions is not None:
+            self.positions.append(segment.other_positions)
         self.found = []
         if not len(segment.targets):
             segment.statistics = TokenStatistics()
@@ -240,7 +300,13 @@ def _run_chunk(hidden, student, chunk, gradients):
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
             in_segment = slice(where.start + rows.start, where.start + rows.stop)
-            tile = Tile(student.head, segment.targets[in_segment], [part[rows] for part in parts], segment.temperature)
+            tile = Tile(
+                student.head,
+                segment.targets[in_segment],
+                [part[rows] for part in parts],
+                segment.temperature,
+                segment.reduction,
+            )
             teacher = (segment.teacher_head, teacher_raw[rows]) if share.teacher else None
             figures = tile.statistics(segment.needs, teacher)
             loss, terms, slopes = _derive(segment, figures, in_segment)
@@ -257,7 +323,7 @@ def _derive(segment, figures, where):
         zero = figures.nll.new_zeros(())
         return zero, zero[None], {}
     leaves = {
-        name: getattr(figures, name).detach().requires_grad_() for name in ("nll", "kl") if name in segment.needs
+        name: getattr(figures, name).detach().requires_grad_() for name in DIFFERENTIABLE if name in segment.needs
     }
     with torch.enable_grad():
         loss, terms = segment.loss(dataclasses.replace(figures, **leaves), where)

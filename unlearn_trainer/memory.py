@@ -114,11 +114,13 @@ class StepMemory:
         self.count = sum(numel for numel, _, _ in self.parameters)
 
         objectives = [objective for objective in resolve_objectives(args).values() if objective]
-        self.rows = args.per_device_train_batch_size * (len(objectives) if args.schedule == "joint" else 1)
+        groups = (len(objectives) if args.schedule == "joint" else 1) + args.needs_alternatives
+        self.rows = args.per_device_train_batch_size * groups
         self.length = data_args.max_seq_length
-        self.taught = any(objective.needs_teacher for objective in objectives)
-        self.has_resident_teacher = self.taught and not (model_args.use_peft and args.teacher in ("auto", "adapter"))
-        self.is_split = any(objective.kl_at_label for objective in objectives)
+        self.taught = any(objective.needs & {"kl", "teacher_logits"} for objective in objectives)
+        needs_teacher = any(objective.needs_teacher for objective in objectives)
+        self.has_resident_teacher = needs_teacher and not (model_args.use_peft and args.teacher in ("auto", "adapter"))
+        self.is_split = any(objective.at_label for objective in objectives)
 
         self.mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.loaded = self.head.module.weight.dtype

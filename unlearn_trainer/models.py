@@ -1,6 +1,8 @@
 """Loading the tokenizer and the model, with one clear error for whatever does not fit together."""
 
+import contextlib
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,7 +15,9 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Trainer,
 )
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from .arguments import ModelArguments
 from .data.rows import shorten
@@ -80,7 +84,8 @@ def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrained
     """With `--use_peft`, the model frozen under a trainable LoRA adapter; otherwise the model as it is.
 
     Raises:
-        ConfigError: peft is not installed, or no module has a name in `--lora_target_modules`.
+        ConfigError: peft is not installed; no module has a name in `--lora_target_modules`, or it has one that an
+            adapter must not be on.
     """
     if not model_args.use_peft:
         return model
@@ -94,11 +99,60 @@ def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrained
         lora_alpha=model_args.lora_alpha,
         target_modules=model_args.lora_target_modules or "all-linear",
     )
+    names = " ".join(model_args.lora_target_modules or ["(all linear layers)"])
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is not None and head.weight is embedding.weight
     try:
-        return get_peft_model(model, adapter)
+        adapted = get_peft_model(model, adapter)
     except ValueError as error:
-        names = " ".join(model_args.lora_target_modules or ["(all linear layers)"])
         raise ConfigError(f"--lora_target_modules {names}: {error}") from error
+    if model.get_output_embeddings() is not head:
+        raise ConfigError(
+            f"--lora_target_modules {names}: the vocabulary head cannot have an adapter, because the teacher, the "
+            "model without one, uses the same head; leave it out"
+        )
+    if model_args.merge_adapter and is_tied and model.get_input_embeddings() is not embedding:
+        raise ConfigError(
+            f"--lora_target_modules {names}: merging an adapter into the embedding would change the vocabulary head "
+            "too, whose weights it shares; leave out the embedding, or --merge_adapter"
+        )
+    return adapted
+
+
+def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
+    """Write the trained model and its tokenizer to the output folder; call it on every process.
+
+    With `--merge_adapter` that is an ordinary model, and the adapter is kept in its folder `adapter`. It is merged on
+    the CPU from what was saved, because under ZeRO-3 and FSDP2 no process holds a whole layer.
+
+    Args:
+        model_args: of the model that the adapter was put on.
+    """
+    folder = Path(trainer.args.output_dir)
+    if not model_args.merge_adapter:
+        trainer.save_model(str(folder))
+        return
+    trainer.save_model(str(folder / "adapter"))
+    if trainer.is_world_process_zero():
+        from peft import PeftModel
+
+        with _loading_whole(trainer):
+            adapted = PeftModel.from_pretrained(load_model(model_args), folder / "adapter", torch_device="cpu")
+            adapted.merge_and_unload().save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+    trainer.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _loading_whole(trainer: Trainer) -> Iterator[None]:
+    """Within the context this process alone can load a model, which under ZeRO-3 is the work of all of them."""
+    plugin = trainer.args.deepspeed_plugin
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if plugin is not None:  # a file given with --deepspeed, or the launcher's
+            set_hf_deepspeed_config(getattr(trainer.args, "hf_deepspeed_config", None) or plugin.dschf)
 
 
 def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) -> None:

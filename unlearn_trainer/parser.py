@@ -14,6 +14,7 @@ from transformers.hf_argparser import string_to_bool
 from .arguments import (
     OBJECTIVE_CHOICES,
     DataArguments,
+    MethodArguments,
     ModelArguments,
     ObjectiveArguments,
     StageArguments,
@@ -46,6 +47,7 @@ class _Parser(HfArgumentParser):
             ("data", DataArguments),
             ("stages", StageArguments),
             ("objective", ObjectiveArguments),
+            ("options of objectives", MethodArguments),
             ("language weights", WeightArguments),
             ("training (transformers)", TrainingArguments),
         ):

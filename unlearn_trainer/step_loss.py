@@ -1,140 +1,291 @@
-"""From a flat batch to the segments whose loss the vocabulary head computes: one for each side that is trained on."""
+"""From a flat batch to what the forward fills in: the segments of each side that is trained on, with their losses."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
 from .arguments import UnlearnConfig
 from .evaluation.evaluator import row_figures
-from .language_weights import SIDES, LanguageWeightCallback
-from .lm_head import Segment, TokenStatistics
-from .objectives import COUNTERS, Objective, predicted
+from .language_weights import LanguageWeightCallback
+from .lm_head import LayerSegment, Segment, Segments
+from .objectives import COUNTERS, Objective, RowStatistics
 from .packing import Layout
-from .teacher import AdapterTeacher, ResidentTeacher
+from .row_groups import GROUPS, GroupTokens, group_tokens, rows_of
+from .teacher import Asked, Teacher, asked_of
+from .token_statistics import TokenStatistics
+
+# What statistics the vocabulary head makes; the others among an objective's needs are put in here.
+FROM_HEAD = {"nll", "kl", "teacher_nll", "reduced", "log_prob_moments"}
 
 
 @dataclasses.dataclass
-class SideTokens:
-    """The labelled tokens of one side of a batch, in the order of rows and columns.
+class SideLoss:
+    """One side of a batch on its way through the forward.
 
     Attributes:
-        rows: [R] which rows of the batch belong to the side.
-        row_of: [n] index into ``rows`` of each token.
-        columns: [n] the column that *predicts* each token.
-        targets: [n] token ids.
-        row_languages: [R] language index of each row.
+        tokens: the labelled tokens of the side's own rows.
+        statistics: their segment.
+        terms: what the forward will put the terms of the side's loss into.
     """
 
-    rows: torch.Tensor
-    row_of: torch.Tensor
-    columns: torch.Tensor
-    targets: torch.Tensor
-    row_languages: torch.Tensor
+    tokens: GroupTokens
+    statistics: Segment
+    terms: Segment | LayerSegment
 
-    @property
-    def languages(self) -> torch.Tensor:
-        """[n] language index of each token."""
-        return self.row_languages[self.row_of]
-
-    def row_figures(self, statistics: TokenStatistics) -> dict[str, torch.Tensor]:
+    def row_figures(self) -> dict[str, torch.Tensor]:
         """The sums that :meth:`LanguageWeightCallback.add_batch` takes, [R] each."""
-        count = len(self.rows)
-        if statistics.nll is None:
-            empty = torch.zeros(count, device=self.rows.device)
+        found, tokens = self.statistics.statistics, self.tokens
+        count = len(tokens.rows)
+        if found.nll is None:
+            empty = torch.zeros(count, device=tokens.rows.device)
             return dict.fromkeys(("tokens", "nll", "memorization_accuracy", "extraction_strength"), empty)
-        figures = row_figures(statistics, self.row_of, count)
-        if statistics.teacher_nll is not None:
-            probability = torch.exp(-statistics.teacher_nll)
-            figures["teacher_probability"] = torch.zeros_like(figures["nll"]).index_add_(0, self.row_of, probability)
+        figures = row_figures(found, tokens.row_of, count)
+        if found.teacher_nll is not None:
+            figures["teacher_probability"] = tokens.row_sums(torch.exp(-found.teacher_nll))
         return figures
 
 
-def side_tokens(batch: Mapping[str, torch.Tensor], side: str) -> SideTokens:
-    """The labelled tokens of the forget or of the retain rows of a batch."""
-    rows = (batch["is_forget"] == (side == "forget")).nonzero()[:, 0]
-    labels = batch["labels"][rows]
-    row_of, columns = predicted(labels).nonzero(as_tuple=True)
-    return SideTokens(rows, row_of, columns, labels[row_of, columns + 1], batch["language"][rows])
-
-
 class StepLoss:
-    """``forget_coef * F + retain_coef * R`` of a batch, as segments for :func:`~.lm_head.fill_segments`.
+    """``forget_coef * F + retain_coef * R`` of a batch, as segments for the vocabulary head.
 
     Args:
         args: coefficients, temperature, how the teacher is weighted.
+        objectives: of each side; ``None`` where it is not trained on.
         teacher: the frozen model, or ``None`` where no objective asks for it.
         num_processes: the engines average gradients over processes, so losses are multiplied by it.
+        layer: index into ``hidden_states`` for objectives that look inside the model.
+        hidden_size: of the model.
     """
 
-    def __init__(self, args: UnlearnConfig, teacher: ResidentTeacher | AdapterTeacher | None, num_processes: int):
-        self.args, self.teacher, self.num_processes = args, teacher, num_processes
-
-    def segment(
+    def __init__(
         self,
-        side: str,
-        objective: Objective,
+        args: UnlearnConfig,
+        objectives: Mapping[str, Objective | None],
+        teacher: Teacher | None,
+        num_processes: int,
+        layer: int,
+        hidden_size: int,
+    ):
+        self.args, self.objectives, self.teacher, self.num_processes = args, objectives, teacher, num_processes
+        self.layer = layer
+        generator = torch.Generator().manual_seed(args.seed)
+        control = torch.rand(hidden_size, generator=generator, dtype=torch.float64)
+        self.control = control / control.norm()
+
+    def segments(
+        self,
         batch: Mapping[str, torch.Tensor],
-        tokens: SideTokens,
         layout: Layout,
         counts: torch.Tensor,
         weights: LanguageWeightCallback,
-    ) -> Segment:
-        """The labelled tokens of one side, with their objective.
+    ) -> tuple[Segments, dict[str, SideLoss]]:
+        """What the forward is called with, and where each side's figures will be found afterwards.
 
         Args:
-            counts: [counters] of the side over the whole optimizer step, which the objective's terms are divided by.
             layout: where the batch's rows lie in the student's input.
+            counts: [groups, counters] over the whole optimizer step, which the objectives' terms are divided by.
         """
-        segment = Segment(
-            positions=layout.positions(tokens.rows[tokens.row_of], tokens.columns),
-            targets=tokens.targets,
-            needs=objective.needs - {"distill_weight"},
-            temperature=self.args.distill_temperature,
+        parts = [
+            _Side(self, side, objective, batch, layout, counts, weights)
+            for side, objective in self.objectives.items()
+            if objective is not None
+        ]
+        ahead = [part.look_ahead for part in parts if part.look_ahead is not None]
+        segments = Segments(
+            *(segment for part in parts for segment in part.segments),
+            of_layers=[segment for part in parts for segment in part.of_layers],
+            look_ahead=(lambda: [look() for look in ahead]) if ahead else None,
         )
+        return segments, {part.side: part.loss for part in parts}
+
+
+class _Side:
+    """Builds the segments of one side of a batch."""
+
+    def __init__(self, step: StepLoss, side, objective, batch, layout, counts, weights):
+        self.step, self.side, self.objective, self.batch, self.layout = step, side, objective, batch, layout
+        # A loss by alternative answers weighs and counts these.
+        group = "alternative" if "alternative" in objective.needs and objective.unit == "token" else side
+        of_group = counts[GROUPS.index(group)]
+        self.divisors = of_group[[list(COUNTERS).index(count) for count in objective.counts]].clamp(min=1)
+        self.coefficient = step.num_processes * getattr(step.args, f"{side}_coef")
+        self.language_weights, self.distill_weights = getattr(weights, side), weights.distill
         # Decided by the whole step, so that all processes agree whether a sharded teacher runs.
-        if objective.needs_teacher and counts[list(COUNTERS).index("tokens")] > 0:
-            shift = int(objective.kl_at_label)
-            segment.teacher_head = self.teacher.head
-            segment.teacher_hidden = self.teacher.hidden(batch, tokens.rows, tokens.row_of, tokens.columns + shift)
-            segment.kl_positions = segment.positions + 1 if shift else None
-        segment.loss = self._loss(side, objective, tokens.languages, counts, weights)
+        self.is_taught = of_group[list(COUNTERS).index("tokens")] > 0
+        self.asked = asked_of(side, objective, step.layer)
+        self.segments: list[Segment] = []
+        self.of_layers: list[LayerSegment] = []
+        self.look_ahead: Callable[[], object] | None = None
+        self.tokens = group_tokens(batch, side)
+        if "hidden" in objective.needs:
+            own, terms = self._add(self.tokens), self._add_layer()
+        elif objective.unit == "row":
+            own = terms = self._add_rows()
+        elif group != side:
+            own, terms = self._add(self.tokens), self._add_tokens(group_tokens(batch, group))
+        else:
+            own = terms = self._add_tokens(self.tokens)
+        self.loss = SideLoss(self.tokens, own, terms)
+
+    def _add(self, tokens: GroupTokens, **more) -> Segment:
+        positions = self.layout.positions(tokens.rows[tokens.row_of], tokens.columns)
+        segment = Segment(positions, tokens.targets, **{"needs": frozenset({"nll"}), **more})
+        self.segments.append(segment)
         return segment
 
-    def _loss(self, side, objective, language, counts, weights):
-        coefficient = self.num_processes * (self.args.forget_coef if side == "forget" else self.args.retain_coef)
-        token_weights = _per_token(getattr(weights, side), language)
-        divisors = counts[[list(COUNTERS).index(count) for count in objective.counts]].clamp(min=1)
-        distill = self._distill_weights(language, weights) if "distill_weight" in objective.needs else None
+    def _teacher_states(self, asked: Asked, tokens: GroupTokens) -> torch.Tensor | None:
+        return self.step.teacher.states(asked, self.batch, tokens) if self.is_taught else None
+
+    def _add_tokens(self, tokens):
+        """Every token has a loss of its own."""
+        needs = self.objective.needs
+        segment = self._add(
+            tokens,
+            needs=needs & FROM_HEAD,
+            loss=self._token_loss(tokens, self._extras(tokens)),
+            temperature=self.step.args.distill_temperature,
+            reduction=self.objective.reduction,
+        )
+        if self.objective.at_label:
+            segment.other_positions = segment.positions + 1
+        for asked in self.asked:
+            segment.teacher_hidden = self._teacher_states(asked, tokens)
+            segment.teacher_head = self.step.teacher.head if self.is_taught else None
+        return segment
+
+    def _add_layer(self):
+        """The loss is by the states of a layer at the tokens that carry a label."""
+        tokens = group_tokens(self.batch, self.side, at_label=True)
+        extras = self._extras(tokens)
+        for asked in self.asked:
+            taught = self._teacher_states(asked, tokens)
+            if taught is not None:
+                extras["teacher_hidden"] = taught if taught.dtype == torch.float64 else taught.float()
+        loss = self._token_loss(tokens, extras)
+        segment = LayerSegment(
+            self.step.layer,
+            self.layout.positions(tokens.rows[tokens.row_of], tokens.columns),
+            lambda hidden: loss(TokenStatistics(hidden=hidden), slice(None)),
+        )
+        self.of_layers.append(segment)
+        return segment
+
+    def _extras(self, tokens) -> dict[str, torch.Tensor]:
+        """Fields of the token statistics that do not come from the vocabulary, [n] each."""
+        needs, extras = self.objective.needs, {}
+        if "place" in needs:
+            extras["place"] = tokens.places
+        if "row_tokens" in needs:
+            extras["row_tokens"] = tokens.per_row[tokens.row_of]
+        if "distill_weight" in needs and self.step.args.distill_weighting != "token":
+            extras["distill_weight"] = _per_language(self.distill_weights, tokens.languages)
+        return extras
+
+    def _token_loss(self, tokens, extras):
+        weights = _per_language(self.language_weights, tokens.languages)
+        control = self.step.control.to(weights.device) if "control" in self.objective.needs else None
 
         def loss(statistics: TokenStatistics, where: slice):
-            if distill is not None:
-                statistics.distill_weight = distill(statistics, where)
-            values = [value @ token_weights[where].to(value.dtype) for value in objective.terms(statistics)]
-            terms = torch.stack(values) / divisors.to(values[0].dtype)
-            return coefficient * terms.sum(), terms
+            like = statistics.nll if statistics.nll is not None else statistics.hidden
+            for name, value in extras.items():
+                found = value[where]
+                setattr(statistics, name, found.to(like.dtype) if found.is_floating_point() else found)
+            if "distill_weight" in self.objective.needs and "distill_weight" not in extras:
+                statistics.distill_weight = torch.exp(-statistics.teacher_nll)
+            if control is not None:
+                statistics.control = control.to(like.dtype)
+            values = [value @ weights[where].to(value.dtype) for value in self.objective.terms(statistics)]
+            terms = torch.stack(values) / self.divisors.to(values[0].dtype)
+            return self.coefficient * terms.sum(), terms
 
         return loss
 
-    def _distill_weights(self, language, weights):
-        """How to get each token's weight of the teacher, from its statistics or its language."""
-        if self.args.distill_weighting == "token":
-            return lambda statistics, where: torch.exp(-statistics.teacher_nll)
-        per_token = _per_token(weights.distill, language)
-        return lambda statistics, where: per_token[where].to(statistics.nll.dtype)
+    def _add_rows(self):
+        """The loss is by sums over whole rows, which lie in several tiles: its slopes are found ahead of these."""
+        own = _RowSums(self.tokens, self._add(self.tokens, looks_ahead=True))
+        groups = [own]
+        if "alternative" in self.objective.needs:
+            tokens = group_tokens(self.batch, "alternative")
+            groups.append(_RowSums(tokens, self._add(tokens, looks_ahead=True)))
+        for asked, sums in zip(self.asked, groups, strict=bool(self.asked)):
+            taught = self._teacher_states(asked, sums.tokens)
+            if taught is not None:
+                sums.teacher_nll = sums.tokens.row_sums(taught)
+        weights = _per_language(self.language_weights, self.tokens.row_languages)
+        self.look_ahead = lambda: self._settle(groups, weights)
+        return own.segment
+
+    @torch.enable_grad()
+    def _settle(self, groups, weights):
+        """Slopes of the loss by each row's sum, from the statistics of all its tokens."""
+        for sums in groups:
+            sums.find()
+        own = groups[0]
+        rows = own.statistics()
+        counted = rows.tokens > 0
+        for other in groups[1:]:
+            rows.alternative = other.statistics()
+            counted = counted & (rows.alternative.tokens > 0)
+        (values,) = self.objective.terms(rows)
+        share = torch.where(counted, values * weights.to(values.dtype), 0) / self.divisors.to(values.dtype)
+        loss = self.coefficient * share.sum()
+        slopes = torch.autograd.grad(loss, [sums.leaf for sums in groups], allow_unused=True)
+        for sums, slope in zip(groups, slopes, strict=True):
+            value = share.detach() if sums is own else torch.zeros_like(share)
+            sums.set_loss(slope, value, self.coefficient)
+
+
+class _RowSums:
+    """Sums over the tokens of each row of one group."""
+
+    def __init__(self, tokens: GroupTokens, segment: Segment):
+        self.tokens, self.segment = tokens, segment
+        self.teacher_nll: torch.Tensor | None = None
+        self.leaf: torch.Tensor | None = None
+        segment.loss = self._loss
+
+    def find(self):
+        nll = self.segment.statistics.nll
+        if nll is None:
+            nll = torch.zeros(0, device=self.tokens.rows.device)
+        self.leaf = self.tokens.row_sums(nll).detach().requires_grad_()
+
+    def statistics(self) -> RowStatistics:
+        taught = self.teacher_nll
+        return RowStatistics(
+            self.leaf,
+            self.tokens.per_row.to(self.leaf.dtype),
+            taught.to(self.leaf.dtype) if taught is not None else None,
+        )
+
+    def set_loss(self, slope, value, coefficient):
+        """d loss / d sum [R], and each row's part of the loss [R], shared out evenly among its tokens."""
+        row_of = self.tokens.row_of
+        self.slope = slope[row_of] if slope is not None else None
+        self.value = (value / self.tokens.per_row.clamp(min=1))[row_of]
+        self.coefficient = coefficient
+
+    def _loss(self, statistics: TokenStatistics, where: slice):
+        terms = self.value[where].sum()[None]
+        loss = self.coefficient * terms.sum()
+        if self.slope is not None:
+            nll = statistics.nll
+            loss = loss + self.slope[where] @ (nll - nll.detach())
+        return loss, terms
 
 
 def count_step(batches: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
-    """Counts [sides, counters] over the batches of an optimizer step on this process, float64."""
-    counts = torch.zeros(len(SIDES), len(COUNTERS), dtype=torch.float64)
+    """Counts [groups, counters] over the batches of an optimizer step on this process, float64."""
+    counts = torch.zeros(len(GROUPS), len(COUNTERS), dtype=torch.float64)
     for batch in batches:
-        for index, side in enumerate(SIDES):
-            mine = batch["is_forget"] == (side == "forget")
+        for index, group in enumerate(GROUPS):
+            mine = rows_of(batch, group)
             labels, mask = batch["labels"][mine], batch["attention_mask"][mine]
             counts[index] += torch.stack([count(labels, mask).double().cpu() for count in COUNTERS.values()])
     return counts
 
 
-def _per_token(weights: Sequence[float], language: torch.Tensor) -> torch.Tensor:
+def _per_language(weights: Sequence[float], language: torch.Tensor) -> torch.Tensor:
     dtype = torch.float32 if language.device.type == "mps" else torch.float64
     return torch.tensor(weights, dtype=dtype, device=language.device)[language]

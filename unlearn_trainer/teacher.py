@@ -2,7 +2,9 @@
 
 import contextlib
 import copy
+import dataclasses
 from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +15,59 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .arguments import ModelArguments, UnlearnConfig
 from .engines import gathered, prepare_frozen
 from .errors import ConfigError
-from .lm_head import attach_head
+from .lm_head import Segment, Segments, attach_head
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
+from .row_groups import GroupTokens
 from .vocabulary_head import VocabularyHead
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What an objective asks the teacher at the labelled tokens of a group of rows.
+
+    Args:
+        group: of :data:`~.row_groups.GROUPS`.
+        kind: ``hidden``, states [n, d], or ``nll``, -log p of each token [n].
+        shift: how many columns behind the predicting position the states are taken.
+        layer: of the states, an index into ``hidden_states``, at the positions that carry the labels; ``None`` for
+            the final ones, which the vocabulary head gets.
+    """
+
+    group: str
+    kind: Literal["hidden", "nll"]
+    shift: int = 0
+    layer: int | None = None
+
+
+def asked_of(side: str, objective: Objective, layer: int) -> list[Asked]:
+    """What ``objective`` on the rows of ``side`` asks the teacher; one question a group of rows.
+
+    Args:
+        layer: that of objectives which look inside the model.
+    """
+    if not objective.needs_teacher:
+        return []
+    if "teacher_hidden" in objective.needs:
+        return [Asked(side, "hidden", layer=layer)]
+    alternative = "alternative" in objective.needs
+    if objective.unit == "row":
+        return [Asked(group, "nll") for group in (side, "alternative")[: 1 + alternative]]
+    return [Asked("alternative" if alternative else side, "hidden", int(objective.at_label))]
+
+
+class Teacher(Protocol):
+    """What the frozen original model is to the loss, wherever it lives."""
+
+    head: VocabularyHead
+
+    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        """The answer [n, d] or [n] at ``tokens``, those of the group that is asked about."""
+        ...
+
+    def gathered_head(self) -> contextlib.AbstractContextManager:
+        """Within the context ``head``'s weights are whole on this rank."""
+        ...
 
 
 def is_loaded_apart(args: UnlearnConfig, model_args: ModelArguments) -> bool:
@@ -91,13 +142,8 @@ class ResidentTeacher:
         self.wrapped = prepare_frozen(self.model, accelerator)
 
     @torch.no_grad()
-    def hidden(self, batch: Mapping, rows: torch.Tensor, row_of: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [n, d] of tokens in the ``rows`` [R] of a batch.
-
-        Args:
-            row_of, columns: [n] index into ``rows`` and column of each token.
-        """
-        return _hidden(self.wrapped, batch, rows, row_of, columns)
+    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        return _states(self.wrapped, asked, batch, tokens)
 
     @contextlib.contextmanager
     def gathered_head(self):
@@ -118,16 +164,11 @@ class AdapterTeacher:
         self.head: VocabularyHead = attach_head(model.get_base_model())
 
     @torch.no_grad()
-    def hidden(self, batch: Mapping, rows: torch.Tensor, row_of: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [n, d] of tokens in the ``rows`` [R] of a batch.
-
-        Args:
-            row_of, columns: [n] index into ``rows`` and column of each token.
-        """
+    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
         training = self.model.training
         self.model.eval()
         with self.model.disable_adapter():
-            found = _hidden(self.model, batch, rows, row_of, columns)
+            found = _states(self.model, asked, batch, tokens)
         self.model.train(training)
         return found
 
@@ -137,8 +178,14 @@ class AdapterTeacher:
         yield
 
 
-def _hidden(model, batch, rows, row_of, columns):
+def _states(model, asked, batch, tokens):
     # A rank without rows of its own takes part in the forward all the same, or a sharded teacher would wait for it.
-    rows = rows if len(rows) else torch.zeros(1, dtype=torch.long, device=rows.device)
+    rows = tokens.rows if len(tokens.rows) else torch.zeros(1, dtype=torch.long, device=tokens.rows.device)
     layout = lay_out(model, batch["input_ids"][rows], batch["attention_mask"][rows])
-    return model(**layout.inputs, positions=layout.positions(row_of, columns))["hidden"]
+    positions = layout.positions(tokens.row_of, tokens.columns + asked.shift)
+    if asked.kind == "hidden":
+        return model(**layout.inputs, positions=positions, layer=asked.layer)["hidden"]
+    segment = Segment(positions, tokens.targets, frozenset({"nll"}))
+    model(**layout.inputs, segments=Segments(segment))
+    nll = segment.statistics.nll
+    return nll if nll is not None else torch.zeros(0, device=positions.device)

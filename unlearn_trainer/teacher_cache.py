@@ -1,13 +1,14 @@
-"""The frozen teacher run once over the training rows: afterwards its final hidden states are read from a file."""
+"""The frozen teacher run once over the training rows: afterwards its answers are read from files."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
 import os
 import shutil
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from tqdm.auto import tqdm
 
 from .data.collator import IGNORE_INDEX, TrainingRows
 from .errors import ConfigError
-from .step_loss import side_tokens
-from .teacher import ResidentTeacher
+from .row_groups import GroupTokens, group_tokens
+from .teacher import Asked, ResidentTeacher
 from .vocabulary_head import VocabularyHead
 
 # Above this an automatic choice keeps the teacher in memory: the disk may not be the user's to fill.
@@ -28,32 +29,31 @@ MAX_AUTOMATIC_BYTES = 4 * 2**30
 
 
 class CachedTeacher:
-    """A teacher whose hidden states at the labelled tokens of all training rows lie in one memory-mapped file.
+    """A teacher whose answers at the labelled tokens of all training rows lie in memory-mapped files.
 
     Exact, as a frozen model in eval mode gives a row the same states at every step. What stays in memory is the
     teacher's vocabulary head.
 
     Args:
         head: of the teacher.
-        states: [tokens, hidden size], memory-mapped.
-        starts: for each side [rows of its split] index into ``states`` of a row's first labelled token.
+        answers: for each question the answers to all tokens, [tokens, d] or [tokens], and for each row of the split
+            the index of its first.
         signature: of the teacher that filled the cache, see ``UnlearnTrainer.identity``.
     """
 
     def __init__(
-        self, head: VocabularyHead, states: torch.Tensor, starts: Mapping[bool, torch.Tensor], signature: list[float]
+        self,
+        head: VocabularyHead,
+        answers: Mapping[Asked, tuple[torch.Tensor, torch.Tensor]],
+        signature: list[float],
     ):
-        self.head, self.states, self.starts, self.signature = head, states, starts, signature
+        self.head, self.answers, self.signature = head, answers, signature
 
-    def hidden(self, batch: Mapping, rows: torch.Tensor, row_of: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """Final hidden states [n, d] of all labelled tokens of the ``rows`` [R] of a batch, which are of one side."""
-        device = batch["input_ids"].device
-        if not len(row_of):
-            return self.states[:0].to(device)
-        starts = self.starts[bool(batch["is_forget"][rows[0]])]
-        first = torch.searchsorted(row_of, row_of)  # tokens are in the order of their rows
-        token = torch.arange(len(row_of), device=device) - first
-        return self.states[starts[batch["row"][rows[row_of]].cpu()] + token.cpu()].to(device)
+    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        answers, starts = self.answers[asked]
+        device = tokens.rows.device
+        first = starts[batch["row"][tokens.rows[tokens.row_of]].cpu()]
+        return answers[first + tokens.places.cpu()].to(device)
 
     def gathered_head(self):
         """Nothing to gather: the head is whole on every rank."""
@@ -61,32 +61,46 @@ class CachedTeacher:
 
 
 class TeacherCache:
-    """The file of a :class:`CachedTeacher`, one on every machine, below the output folder.
+    """The files of a :class:`CachedTeacher`, on every machine its own, below the output folder.
 
     Args:
-        folder: where it lies.
-        rows: the training rows; ``sides`` {is_forget: shift} says which splits, and by how many columns behind the
-            predicting position, are asked for.
-        trained: {is_forget: dataset rows in the trained languages}.
+        folder: where they lie.
+        rows: the training rows.
+        questions: what the objectives ask.
+        trained: {group: dataset rows in the trained languages}.
+        hidden_size: of the teacher.
     """
 
-    def __init__(self, folder: Path, rows: TrainingRows, sides: Mapping[bool, int], trained: Mapping[bool, list[int]]):
-        self.folder, self.rows, self.sides, self.trained = folder, rows, sides, trained
-        self.path: Path | None = None
-        self.starts: dict[bool, torch.Tensor] = {}
-        self.tokens = 0
-        for is_forget in sides:
-            labels = rows.labels(is_forget)
+    def __init__(
+        self,
+        folder: Path,
+        rows: TrainingRows,
+        questions: Sequence[Asked],
+        trained: Mapping[str, list[int]],
+        hidden_size: int,
+    ):
+        self.folder, self.rows, self.questions, self.trained = folder, rows, questions, trained
+        self.names: list[str] = []
+        self.starts: dict[Asked, torch.Tensor] = {}
+        self.sizes: dict[Asked, tuple[int, ...]] = {}
+        for asked in questions:
+            labels = rows.labels(asked.group)
             counts = np.zeros(len(labels), dtype=np.int64)
-            for row in trained[is_forget]:
-                counts[row] = sum(label != IGNORE_INDEX for label in labels[row][1:])
-            self.starts[is_forget] = torch.from_numpy(self.tokens + np.cumsum(counts) - counts)
-            self.tokens += int(counts.sum())
+            for row in trained[asked.group]:
+                counted = labels[row] if asked.layer is not None else labels[row][1:]
+                counts[row] = sum(label != IGNORE_INDEX for label in counted)
+            self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
+            width = (hidden_size,) if asked.kind == "hidden" else ()
+            self.sizes[asked] = (int(counts.sum()), *width)
 
-    def pays(self, drawn_rows: float, hidden_size: int) -> bool:
-        """Whether filling it costs less than the ``drawn_rows`` of the training would, and little of the disk."""
-        size = 4 * self.tokens * hidden_size
-        return drawn_rows > sum(map(len, self.trained.values())) and size <= MAX_AUTOMATIC_BYTES and self._fits(size)
+    @property
+    def is_small(self) -> bool:
+        """Whether it takes little of the disk."""
+        size = self._bytes(4)
+        return size <= MAX_AUTOMATIC_BYTES and self._fits(size)
+
+    def _bytes(self, itemsize: int) -> int:
+        return itemsize * sum(math.prod(size) for size in self.sizes.values())
 
     def _fits(self, size: int) -> bool:
         """Whether the disk has room for ``size`` bytes, and as much again for what the run will write."""
@@ -109,7 +123,7 @@ class TeacherCache:
 
         Args:
             teacher: runs once over the rows, under the precision of the training.
-            model: its weights, which the file is known by.
+            model: its weights, which the files are known by.
             collate: rows to a batch on the device.
             batch_size: rows a forward and process.
 
@@ -117,31 +131,36 @@ class TeacherCache:
             ConfigError: the disk is too small.
         """
         # Machines may share the folder.
-        name = f"{self._key(model, precision)}-{socket.gethostname()}"
-        self.path = path = self.folder / f"{name}.bin"
-        about = path.with_name(f"{name}.json")
+        key = f"{self._key(model, precision)}-{socket.gethostname()}"
+        self.names = [f"{key}.json", *(f"{key}-{number}.bin" for number in range(len(self.questions)))]
+        about = self.folder / self.names[0]
         whole = all(gather_object([about.is_file()]))
         if not whole:
-            self._fill(teacher, path, about, signature, collate, batch_size, show_progress)
-        shape = json.loads(about.read_text())
-        dtype = getattr(torch, shape["dtype"])
+            self._fill(teacher, about, signature, collate, batch_size, show_progress)
+        described = json.loads(about.read_text())
         if teacher.is_copy:
             teacher.head.let_go_of_the_model()
-        states = torch.from_file(str(path), shared=False, size=math.prod(shape["size"]), dtype=dtype)
-        return CachedTeacher(teacher.head, states.view(shape["size"]), self.starts, shape["signature"])
+        answers = {}
+        for asked, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
+            size = self.sizes[asked]
+            path = str(self.folder / name)
+            found = torch.from_file(path, shared=False, size=math.prod(size), dtype=getattr(torch, dtype))
+            answers[asked] = found.view(size), self.starts[asked]
+        return CachedTeacher(teacher.head, answers, described["signature"])
 
     def remove(self) -> None:
         """Delete what :meth:`load` wrote on this machine; call it on every process, when no step will follow."""
         PartialState().wait_for_everyone()
-        if PartialState().is_local_main_process and self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self.path.with_suffix(".json").unlink(missing_ok=True)
+        if PartialState().is_local_main_process and self.names:
+            for name in self.names:
+                (self.folder / name).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it, and stays
                 self.folder.rmdir()
 
     def _key(self, model, precision):
         """Names the teacher's weights, the rows with their tokens, and how both are combined."""
-        digest = hashlib.sha256(json.dumps([self.rows.digests(), sorted(self.sides.items()), precision]).encode())
+        asked = [dataclasses.astuple(each) for each in self.questions]
+        digest = hashlib.sha256(json.dumps([self.rows.digests(), asked, precision]).encode())
         for name, parameter in model.named_parameters():
             values = parameter.detach().double().flatten()
             # The second sum tells a permutation of the same numbers.
@@ -149,59 +168,62 @@ class TeacherCache:
             digest.update(json.dumps([name, values.sum().item(), (values @ ramp).item()]).encode())
         return digest.hexdigest()[:24]
 
-    def _fill(self, teacher, path, about, signature, collate, batch_size, show_progress):
+    def _fill(self, teacher, about, signature, collate, batch_size, show_progress):
         """Every machine computes all rows, its processes one share each; equally many forwards everywhere."""
         state = PartialState()
         hosts = gather_object([socket.gethostname()])
         mine = [rank for rank, host in enumerate(hosts) if host == hosts[state.process_index]]
-        order = sorted(
-            ((is_forget, row) for is_forget in self.sides for row in self.trained[is_forget]),
-            key=lambda pair: (pair[0], -len(self.rows[pair]["input_ids"])),
-        )
-        batches = [
-            group[start : start + batch_size]
-            for group in ([pair for pair in order if pair[0] == side] for side in self.sides)
-            for start in range(0, len(group), batch_size)
-        ]
-        fewest = min(hosts.count(host) for host in hosts)
-        rounds = -(-len(batches) // fewest)
+        work = []
+        for asked in self.questions:
+            is_forget = asked.group != "retain"
+            pairs = [(is_forget, row) for row in self.trained[asked.group]]
+            pairs.sort(key=lambda pair: -len(self.rows[pair]["input_ids"]))
+            work += [(asked, pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
+        rounds = -(-len(work) // min(hosts.count(host) for host in hosts))
         self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        states = None
+        files: dict[Asked, torch.Tensor] = {}
+        dtypes: dict[Asked, str] = {}
         bar = tqdm(total=rounds, desc="teacher", disable=not (show_progress and state.is_main_process), leave=False)
         for index in range(rounds):
             number = index * len(mine) + mine.index(state.process_index)
-            pairs = batches[number] if number < len(batches) else batches[0][-1:]
-            is_forget = pairs[0][0]
+            asked, pairs = work[number] if number < len(work) else (work[0][0], work[0][1][-1:])
             batch = collate([self.rows[pair] for pair in pairs])
-            tokens = side_tokens(batch, "forget" if is_forget else "retain")
-            columns = tokens.columns + self.sides[is_forget]
-            found = teacher.hidden(batch, tokens.rows, tokens.row_of, columns).cpu()
-            if states is None:
-                size = self.tokens, found.shape[1]
-                needed = found.element_size() * math.prod(size)
-                if not self._fits(needed):
-                    raise ConfigError(
-                        f"--teacher cached needs {needed / 2**30:.1f} GiB below {self.folder}, and as much again for "
-                        "checkpoints; make room, or choose --teacher resident"
-                    )
-                states = torch.from_file(str(unfinished), shared=True, size=math.prod(size), dtype=found.dtype)
-                states = states.view(size)
-            if number < len(batches):
-                begin = 0
-                counts = torch.bincount(tokens.row_of, minlength=len(pairs)).tolist()
-                for (_, row), count in zip(pairs, counts, strict=True):
-                    start = int(self.starts[is_forget][row])
-                    states[start : start + count] = found[begin : begin + count]
+            tokens = group_tokens(batch, asked.group, at_label=asked.layer is not None)
+            found = teacher.states(asked, batch, tokens).cpu()
+            if asked not in files:
+                self._check_room(found.element_size())
+                files[asked] = torch.from_file(
+                    str(self._unfinished(asked)), shared=True, size=math.prod(self.sizes[asked]), dtype=found.dtype
+                ).view(self.sizes[asked])
+            dtypes[asked] = str(found.dtype).removeprefix("torch.")
+            if number < len(work):
+                starts, begin = self.starts[asked], 0
+                for (_, row), count in zip(pairs, tokens.per_row.tolist(), strict=True):
+                    start = int(starts[row])
+                    files[asked][start : start + count] = found[begin : begin + count]
                     begin += count
             bar.update()
         bar.close()
-        dtype = str(states.dtype).removeprefix("torch.")
-        description = json.dumps({"size": list(states.shape), "dtype": dtype, "signature": signature})
-        del states
+        # A process may have had no share of some question's rows.
+        dtypes = {key: value for each in gather_object([dtypes]) for key, value in each.items()}
+        files.clear()
         state.wait_for_everyone()
         if state.process_index == mine[0]:
-            os.replace(unfinished, path)
-            about.with_name(f"{about.name}.unfinished").write_text(description)
-            os.replace(about.with_name(f"{about.name}.unfinished"), about)
+            for asked, name in zip(self.questions, self.names[1:], strict=True):
+                os.replace(self._unfinished(asked), self.folder / name)
+            described = {"dtypes": [dtypes[asked] for asked in self.questions], "signature": signature}
+            unfinished = about.with_name(f"{about.name}.unfinished")
+            unfinished.write_text(json.dumps(described))
+            os.replace(unfinished, about)
         state.wait_for_everyone()
+
+    def _unfinished(self, asked):
+        return self.folder / f"{self.names[1 + self.questions.index(asked)]}.unfinished"
+
+    def _check_room(self, itemsize):
+        needed = self._bytes(itemsize)
+        if not self._fits(needed):
+            raise ConfigError(
+                f"--teacher cached needs {needed / 2**30:.1f} GiB below {self.folder}, and as much again for "
+                "checkpoints; make room, or choose --teacher resident"
+            )

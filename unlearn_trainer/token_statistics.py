@@ -7,12 +7,15 @@ that is used again, and no pass is made twice.
 import dataclasses
 import math
 import threading
+from collections.abc import Callable
 
 import torch
 
 from .vocabulary_head import VocabularyHead
 
-STATISTICS = ("nll", "kl", "teacher_nll", "log_prob_moments")
+STATISTICS = ("nll", "kl", "teacher_nll", "reduced", "log_prob_moments")
+# Those that a loss may be derived by.
+DIFFERENTIABLE = ("nll", "kl", "reduced")
 
 
 @dataclasses.dataclass
@@ -21,9 +24,11 @@ class TokenStatistics:
 
     All are taken at the position that *predicts* the token. ``nll`` = -log p(y) of the student, ``hit`` whether y is
     its greedy prediction (of tied logits the first, as in decoding), ``kl`` = T^2 KL(teacher, student) in nats at
-    temperature T, ``teacher_nll`` = -log of the teacher's probability of y, ``log_prob_mean`` and ``log_prob_std`` the
-    moments of log p under p (for Min-K++). ``distill_weight`` is the weight of the teacher that the language weights
-    prescribe.
+    temperature T, ``teacher_nll`` = -log of the teacher's probability of y, ``reduced`` what an objective's own
+    function makes of the logits, ``log_prob_mean`` and ``log_prob_std`` the moments of log p under p (for Min-K++).
+    From elsewhere come ``distill_weight``, the weight of the teacher that the language weights prescribe, ``place``,
+    the token's number among the labelled ones of its row, ``row_tokens``, how many these are, ``hidden`` and
+    ``teacher_hidden`` [tokens, d], the states of a layer at the token, and ``control`` [d], a random unit vector.
     """
 
     nll: torch.Tensor | None = None
@@ -32,7 +37,13 @@ class TokenStatistics:
     teacher_nll: torch.Tensor | None = None
     log_prob_mean: torch.Tensor | None = None
     log_prob_std: torch.Tensor | None = None
+    reduced: torch.Tensor | None = None
     distill_weight: torch.Tensor | None = None
+    place: torch.Tensor | None = None
+    row_tokens: torch.Tensor | None = None
+    hidden: torch.Tensor | None = None
+    teacher_hidden: torch.Tensor | None = None
+    control: torch.Tensor | None = None
 
 
 class Tile:
@@ -43,10 +54,19 @@ class Tile:
         targets: [n] token ids.
         parts: the raw projections [n, V] that predict the targets and, if others, those that the KL looks at.
         temperature: of the KL.
+        reduction: for ``reduced``, see :class:`~unlearn_trainer.objectives.Objective`.
     """
 
-    def __init__(self, head: VocabularyHead, targets: torch.Tensor, parts: list[torch.Tensor], temperature: float):
+    def __init__(
+        self,
+        head: VocabularyHead,
+        targets: torch.Tensor,
+        parts: list[torch.Tensor],
+        temperature: float,
+        reduction: Callable[..., torch.Tensor] | None = None,
+    ):
         self.head, self.targets, self.parts, self.temperature = head, targets[:, None], parts, temperature
+        self.reduction = reduction
 
     def statistics(
         self, needs: frozenset[str], teacher: tuple[VocabularyHead, torch.Tensor] | None
@@ -60,9 +80,14 @@ class Tile:
         figures = TokenStatistics(nll=(self.own.log_normalizer - of_targets)[:, 0], hit=hit)
         if "log_prob_moments" in needs:
             figures.log_prob_mean, figures.log_prob_std = self.own.log_prob_moments()
-        if teacher is None:
+        if len(self.parts) > 1:
+            self.other_logits = _finished(self.head, self.parts[1], "other logits")
+        if teacher is not None:
+            logits = _finished(teacher[0], teacher[1], "teacher logits")
+        if "reduced" in needs:
+            figures.reduced = self._reduced(logits if teacher is not None else None)
+        if not needs & {"kl", "teacher_nll"}:
             return figures
-        logits = _finished(teacher[0], teacher[1], "teacher logits")
         room = reused("teacher probabilities", logits.shape, logits)
         self.teacher = _Softmax(logits, room)
         figures.teacher_nll = (self.teacher.log_normalizer - logits.gather(-1, self.targets))[:, 0]
@@ -72,10 +97,18 @@ class Tile:
             figures.kl = self._kl()
         return figures
 
+    def _reduced(self, teacher_logits):
+        # Copies: what else is computed works in the place of these.
+        self.leaf = (self.other_logits if len(self.parts) > 1 else self.own.logits).clone().requires_grad_()
+        taught = teacher_logits.clone() if teacher_logits is not None else None
+        with torch.enable_grad():
+            self.reduced = self.reduction(self.leaf, taught, self.targets[:, 0])
+        return self.reduced.detach()
+
     def _kl(self):
         logits, other = self.own.logits, len(self.parts) > 1
         if other:
-            logits = _finished(self.head, self.parts[1], "other logits")
+            logits = self.other_logits
         if self.temperature != 1.0:
             logits.div_(self.temperature)
         if other or self.temperature != 1.0:
@@ -87,7 +120,7 @@ class Tile:
         return self.temperature**2 * (gap + normalizers[:, 0])
 
     def put_slopes(self, slopes: dict[str, torch.Tensor]) -> None:
-        """Put d loss / d raw projection in the place of ``parts``, from d loss / d nll and d loss / d kl, each [n]."""
+        """Put d loss / d raw projection in the place of ``parts``, from d loss / d each statistic of a token, [n]."""
         by_nll, by_kl = (slopes[name][:, None] if name in slopes else None for name in ("nll", "kl"))
         of_nll = [(self.own.probs, by_nll)] if by_nll is not None else []
         of_kl = []
@@ -96,24 +129,26 @@ class Tile:
             of_kl = [(self.compared.probs, by_kl), (self.teacher.probs, -by_kl)]
             if self.compared is self.own and of_nll:
                 of_nll, of_kl = [(self.own.probs, by_nll + by_kl)], of_kl[1:]
+        dense = None
+        if "reduced" in slopes:
+            (dense,) = torch.autograd.grad(self.reduced, self.leaf, slopes["reduced"])
         if len(self.parts) > 1:
-            self._put(self.parts[0], self.own, of_nll, by_nll)
-            self._put(self.parts[1], self.compared, of_kl, None)
+            self._put(self.parts[0], self.own.logits, 1.0, of_nll, by_nll, None)
+            self._put(self.parts[1], self.other_logits, self.compared.unit, of_kl, None, dense)
         else:
-            self._put(self.parts[0], self.compared, of_nll + of_kl, by_nll)
+            self._put(self.parts[0], self.compared.logits, self.compared.unit, of_nll + of_kl, by_nll, dense)
 
-    def _put(self, raw, softmax, summands, by_nll):
-        """Sum of probabilities x slopes, less the slope at the target, carried back through scale and soft cap."""
-        if not summands:
+    def _put(self, raw, logits, unit, summands, by_nll, dense):
+        """``dense`` and the sum of probabilities x slopes, less the slope at the target, back through the soft cap."""
+        grad = dense
+        for probs, slope in summands:
+            grad = probs.mul_(slope) if grad is None else grad.addcmul_(probs, slope)
+        if grad is None:
             raw.zero_()
             return
-        (probs, slope), *others = summands
-        grad = probs.mul_(slope)
-        for probs, slope in others:
-            grad.addcmul_(probs, slope)
         if by_nll is not None:
             grad.scatter_add_(-1, self.targets, -by_nll)
-        raw.copy_(self.head.finish_backward_(grad, softmax.logits, softmax.unit))
+        raw.copy_(self.head.finish_backward_(grad, logits, unit))
 
 
 class _Softmax:

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,17 +19,18 @@ from transformers.trainer_utils import PredictionOutput, speed_metrics
 from .arguments import UnlearnConfig, did_you_mean
 from .checkpoints import StopSignal, WholeCheckpoints, check_identity
 from .console import CompactPrinter, CompactProgress
-from .data.collator import TrainingRows, UnlearnCollator
+from .data.collator import ALTERNATIVE_COLUMNS, TrainingRows, UnlearnCollator, without_alternatives
 from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
-from .lm_head import Segments, attach_head
+from .lm_head import attach_head
 from .objectives import FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
-from .step_loss import StepLoss, count_step, side_tokens
-from .teacher import ResidentTeacher, make_teacher
+from .row_groups import GroupTokens
+from .step_loss import StepLoss, count_step
+from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
 from .teacher_cache import CachedTeacher, TeacherCache
 
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
@@ -74,11 +75,9 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
     ):
         self.languages, self.heldout_languages = list(languages), list(heldout_languages)
         self.objectives = resolve_objectives(args)
-        datasets = {"forget": forget_dataset, "retain": retain_dataset}
-        for side, objective in self.objectives.items():
-            if objective is not None and datasets[side] is None:
-                raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
-        used = {side: datasets[side] if self.objectives[side] else None for side in SIDES}
+        used = rows_in_use(self.objectives, forget_dataset, retain_dataset)
+        config = model.config.get_text_config()
+        self.layer = inner_layer(args, config.num_hidden_layers)
         pad_token_id = getattr(processing_class, "pad_token_id", None)
         if pad_token_id is None:
             pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
@@ -108,7 +107,9 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self.loss_is_scaled_for_ga = True
         self._items = {side: group_items(rows, len(self.languages)) if rows else None for side, rows in used.items()}
         self.train_sampler = self._make_sampler()
-        self.step_loss = StepLoss(args, self.teacher, self.accelerator.num_processes)
+        self.step_loss = StepLoss(
+            args, self.objectives, self.teacher, self.accelerator.num_processes, self.layer, config.hidden_size
+        )
         self.evaluator = MultilingualEvaluator(
             self.languages + self.heldout_languages,
             len(self.languages),
@@ -139,10 +140,27 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             **dataclasses.asdict(WeightPolicy.from_config(args)),
             **{name: getattr(args, name) for name in ("forget_objective", "retain_objective", "schedule")},
             **{name: getattr(args, name) for name in ("language_sampling", "seed", "data_seed", "lingtea_alignment")},
+            **{name: getattr(args, name) for name in self._options_in_use()},
             "rows of an optimizer step": rows_per_step,
             **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
             "teacher": self._teacher_signature(),
         }
+
+    def _options_in_use(self) -> list[str]:
+        used = [objective for objective in self.objectives.values() if objective]
+        names = {f"{objective.name}_{option}" for objective in used for option in objective.options}
+        if any("hidden" in objective.needs for objective in used):
+            names.add("rmu_layer")
+        return sorted(name for name in names if hasattr(self.args, name))
+
+    def _questions(self) -> list[Asked]:
+        """All that the objectives ask the teacher."""
+        return [
+            asked
+            for side, objective in self.objectives.items()
+            if objective is not None
+            for asked in asked_of(side, objective, self.layer)
+        ]
 
     def _teacher_signature(self) -> list[float] | None:
         """Figures that tell one teacher from another under any engine: some of one row's last hidden state."""
@@ -153,10 +171,11 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         side = "retain" if self._items["retain"] else "forget"
         row = next(iter(self._items[side][0].values()))
         batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
-        last = torch.tensor([batch["input_ids"].shape[1] - 1], device=batch["input_ids"].device)
+        last = batch["attention_mask"][:1].sum(1) - 1
         first_row = torch.zeros_like(last)
+        token = GroupTokens(first_row, first_row, last, first_row, first_row)
         with self.accelerator.autocast():
-            return self.teacher.hidden(batch, first_row, first_row, last)[0, :8].tolist()
+            return self.teacher.states(Asked(side, "hidden"), batch, token)[0, :8].tolist()
 
     def cache_teacher(self, steps: int) -> None:
         """Replace a resident teacher by its hidden states in a file, where that is asked for or saves time.
@@ -176,17 +195,22 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             if wish == "cached":
                 raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
             return
-        taught = {side: o for side, o in self.objectives.items() if o is not None and o.needs_teacher}
+        questions = self._questions()
+        sides = {asked.group: "retain" if asked.group == "retain" else "forget" for asked in questions}
+        trained = {
+            group: sorted(row for item in self._items[side] for row in item.values()) for group, side in sides.items()
+        }
         cache = TeacherCache(
             Path(self.args.output_dir) / "teacher",
             self.train_dataset,
-            {side == "forget": int(objective.kl_at_label) for side, objective in taught.items()},
-            {side == "forget": sorted(r for item in self._items[side] for r in item.values()) for side in taught},
+            questions,
+            trained,
+            self.teacher.model.config.get_text_config().hidden_size,
         )
         if wish == "auto":
             epochs = steps / self._steps_per_epoch()
-            drawn = epochs * sum(self.train_sampler.rows_of_epoch(side == "forget") for side in taught)
-            if not cache.pays(drawn, self.teacher.model.config.get_text_config().hidden_size):
+            drawn = sum(epochs * self.train_sampler.rows_of_epoch(side == "forget") for side in sides.values())
+            if drawn <= sum(map(len, trained.values())) or not cache.is_small:
                 return
         with self.accelerator.autocast():
             self.teacher = cache.load(
@@ -263,33 +287,21 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], inputs["labels"].device)
         layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"])
-        tokens = {side: side_tokens(inputs, side) for side, objective in self.objectives.items() if objective}
         with self.accelerator.autocast():
-            segments = {
-                side: self.step_loss.segment(
-                    side,
-                    self.objectives[side],
-                    inputs,
-                    found,
-                    layout,
-                    num_items_in_batch[SIDES.index(side)],
-                    self.language_weights,
-                )
-                for side, found in tokens.items()
-            }
-        with self._teacher_head():
-            outputs = model(**layout.inputs, segments=Segments(*segments.values()))
+            segments, sides = self.step_loss.segments(inputs, layout, num_items_in_batch, self.language_weights)
+        with self._teacher_head(segments):
+            outputs = model(**layout.inputs, segments=segments)
         loss = outputs["loss"]
-        figures = {side: tokens[side].row_figures(segment.statistics) for side, segment in segments.items()}
-        self._agree(loss, figures, tokens)
-        for side, segment in segments.items():
-            if segment.terms is not None:
-                self._logged_losses[SIDES.index(side)] += segment.terms.sum()
-            self.language_weights.add_batch(side, tokens[side].row_languages, figures[side])
+        figures = {side: found.row_figures() for side, found in sides.items()}
+        self._agree(loss, figures, {side: found.tokens for side, found in sides.items()})
+        for side, found in sides.items():
+            if found.terms.terms is not None:
+                self._logged_losses[SIDES.index(side)] += found.terms.terms.sum()
+            self.language_weights.add_batch(side, found.tokens.row_languages, figures[side])
         return (loss, outputs) if return_outputs else loss
 
-    def _teacher_head(self):
-        if self.teacher is None:
+    def _teacher_head(self, segments):
+        if not any(segment.teacher_head for segment in segments):
             return contextlib.nullcontext()
         return self.teacher.gathered_head()
 
@@ -436,7 +448,48 @@ def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
         retain = LINGTEA_RELEASED
     if forget is None and retain is None:
         raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
-    return {"forget": forget, "retain": retain}
+    return {
+        side: objective and objective.with_options(args)
+        for side, objective in (("forget", forget), ("retain", retain))
+    }
+
+
+def rows_in_use(
+    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None
+) -> dict[str, Dataset | None]:
+    """The rows of both sides as far as an objective asks for them, alternative answers too.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    used = {}
+    for side, rows in (("forget", forget), ("retain", retain)):
+        objective = objectives[side]
+        if objective is not None and rows is None:
+            raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
+        used[side] = rows if objective is not None else None
+        if objective is not None and side == "forget":
+            if "alternative" not in objective.needs:
+                used[side] = without_alternatives(rows)
+            elif ALTERNATIVE_COLUMNS[0] not in rows.column_names:
+                raise ConfigError(
+                    f"--forget_objective {objective.name} needs alternative answers: add them to the forget rows with "
+                    "unlearn_trainer.data.add_alternatives"
+                )
+    return used
+
+
+def inner_layer(args: UnlearnConfig, layers: int) -> int:
+    """The index into ``hidden_states`` for objectives that look inside a model with so many blocks.
+
+    Raises:
+        ConfigError: ``--rmu_layer`` is beyond them.
+    """
+    if args.rmu_layer is None:
+        return max(1, round(layers * 7 / 32))
+    if args.rmu_layer > layers:
+        raise ConfigError(f"--rmu_layer {args.rmu_layer}: the model has {layers} layers; choose 1 to {layers}")
+    return args.rmu_layer
 
 
 class _RunEvents(TrainerCallback):

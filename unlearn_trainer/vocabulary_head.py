@@ -76,17 +76,23 @@ class VocabularyHead:
         finally:
             siblings[name] = self.module
 
-    def final_hidden(self, forward: Callable, args: tuple, kwargs: dict) -> torch.Tensor:
-        """The input of the output projection, [rows x length, d]: the model's own forward stopped before its head."""
+    def final_hidden(
+        self, forward: Callable, args: tuple, kwargs: dict, with_layers: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        """The input of the output projection, [rows x length, d]: the model's own forward stopped before its head.
+
+        With ``with_layers`` also the states [rows, length, d] between its blocks, as ``output_hidden_states`` does.
+        """
         captured = []
 
         def stand_in(hidden):
             captured.append(hidden)
             return hidden[..., :1]
 
+        more = {"output_hidden_states": True, "return_dict": True} if with_layers else {}
         with self.replaced(stand_in):
-            forward(*args, use_cache=False, **kwargs)
-        return captured[-1].flatten(0, -2)
+            found = forward(*args, use_cache=False, **more, **kwargs)
+        return captured[-1].flatten(0, -2), found.hidden_states if with_layers else None
 
     @torch.no_grad()
     def measure(self, model: nn.Module, forward: Callable) -> None:

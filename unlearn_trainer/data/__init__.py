@@ -1,5 +1,6 @@
 """Data: rows from files or the Hub, checked across splits and tokenized."""
 
+from .alternatives import add_alternatives, load_alternatives, with_alternatives
 from .checks import check_splits
 from .rows import QA, Cloze, Item, Passage, Text, parse_line, read_jsonl
 from .sources import load_splits
@@ -12,9 +13,12 @@ __all__ = [
     "Passage",
     "Text",
     "TokenizedData",
+    "add_alternatives",
     "check_splits",
+    "load_alternatives",
     "load_splits",
     "parse_line",
     "read_jsonl",
     "tokenize_splits",
+    "with_alternatives",
 ]

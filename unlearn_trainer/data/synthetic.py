@@ -14,6 +14,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from .alternatives import load_alternatives
+
 LANGUAGES = ("en", "es", "fr", "tr", "sw", "ru", "ar", "hi", "zh", "el")
 HELDOUT_LANGUAGES = ("de", "uk")
 PEOPLE_PER_SPLIT = {"forget": 20, "retain": 40, "valid": 20, "test": 20}
@@ -218,6 +220,12 @@ def _tokenizer_words() -> Iterator[str]:
             yield from [template.format(name="·").replace(_MASK, "·")] * 2
 
 
+def _letters_of_alternatives() -> set[str]:
+    """So that a model can also learn to say that it does not know."""
+    texts = load_alternatives([*LANGUAGES, *HELDOUT_LANGUAGES])
+    return {letter for each in texts.values() for text in each for letter in text if not letter.isspace()}
+
+
 def _train_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     # Marks stay with their letters, or Devanagari would fall apart; an ideogram or a digit is always a piece.
@@ -233,7 +241,7 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=4000,
         min_frequency=2,
         special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
-        initial_alphabet=list("0123456789"),
+        initial_alphabet=sorted({*"0123456789", *_letters_of_alternatives()}),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_tokenizer_words(), trainer)

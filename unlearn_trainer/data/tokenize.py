@@ -6,7 +6,7 @@ import logging
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -29,15 +29,15 @@ REPLACEMENT = "\ufffd"
 MAX_DROPPED = 0.05
 ITEMS_PER_BATCH = 50
 
-_IDS = datasets.Sequence(datasets.Value("int32"))
+IDS = datasets.Sequence(datasets.Value("int32"))
 FEATURES = datasets.Features(
     {
-        "input_ids": _IDS,
-        "labels": _IDS,
+        "input_ids": IDS,
+        "labels": IDS,
         "language": datasets.Value("int32"),
         "item": datasets.Value("int32"),
-        "candidate_input_ids": datasets.Sequence(_IDS),
-        "candidate_labels": datasets.Sequence(_IDS),
+        "candidate_input_ids": datasets.Sequence(IDS),
+        "candidate_labels": datasets.Sequence(IDS),
         "candidate_correct": datasets.Sequence(datasets.Value("bool")),
     }
 )
@@ -118,7 +118,7 @@ def tokenize_splits(
     if max_samples:  # a language may be left without rows
         check_languages(used, languages, heldout_languages)
     all_languages = [*languages, *heldout_languages]
-    tokenizer_key = _tokenizer_key(tokenizer)
+    tokenizer_key = hash_tokenizer(tokenizer)
     rows = {
         split: _tokenize_split(split, items, tokenizer, tokenizer_key, all_languages, max_seq_length)
         for split, items in used.items()
@@ -163,22 +163,35 @@ def _tokenize_split(
     digest = hashlib.sha256(tokenizer_key.encode())
     for item in items:
         digest.update(json.dumps([max_seq_length, passages(item)]).encode())
-    key = digest.hexdigest()[:32]
+    return cached_rows(rows, len(items), FEATURES, digest.hexdigest()[:32], f"Tokenizing {split}")
+
+
+def cached_rows(
+    build: Callable[[dict[str, list[int]]], dict[str, list[Any]]],
+    size: int,
+    features: datasets.Features,
+    key: str,
+    description: str,
+) -> datasets.Dataset:
+    """The rows that ``build`` makes of batches of ``{"index": [...]}`` out of ``range(size)``.
+
+    Read from the cache where it has ``key``, which must name all that decides what the rows are.
+    """
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "unlearn_trainer"
     folder.mkdir(parents=True, exist_ok=True)
-    return datasets.Dataset.from_dict({"index": range(len(items))}).map(
-        rows,
+    return datasets.Dataset.from_dict({"index": range(size)}).map(
+        build,
         batched=True,
         batch_size=ITEMS_PER_BATCH,
         remove_columns=["index"],
-        features=FEATURES,
+        features=features,
         cache_file_name=str(folder / f"{key}.arrow"),
         new_fingerprint=key,
-        desc=f"Tokenizing {split}",
+        desc=description,
     )
 
 
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of all that decides what a passage becomes, apart from the passage: the tokenizer's files and the code."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     digest.update(f"{transformers.__version__} {tokenizers.__version__} {type(tokenizer).__qualname__}".encode())

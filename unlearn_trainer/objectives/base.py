@@ -1,55 +1,107 @@
 """What an objective is, and the counts it is divided by."""
 
 import dataclasses
+import functools
+import inspect
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 
 from ..lm_head import TokenStatistics
 
 IGNORED = -100
+# What the frozen original model has to run for.
+FROM_TEACHER = {"kl", "teacher_nll", "teacher_logits", "teacher_hidden"}
+
+
+@dataclasses.dataclass
+class RowStatistics:
+    """Figures of whole rows, each a tensor [rows]; a field nobody asked for is ``None``.
+
+    ``nll`` and ``teacher_nll`` are *sums* over the row's labelled tokens, in nats; ``tokens`` is their number.
+    ``alternative`` has the same figures of the row's alternative answer.
+    """
+
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    teacher_nll: torch.Tensor | None = None
+    alternative: "RowStatistics | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A loss on the forget or on the retain rows of a step.
 
-    ``function`` takes the :class:`~unlearn_trainer.lm_head.TokenStatistics` of some labelled tokens, with exactly the
-    fields in ``needs``, and returns one value a token for each of its terms. The trainer multiplies the values by the
-    language's weight, sums them, and divides by the term's count over the *whole* optimizer step (all accumulated
-    batches of all processes), so that no split of a step changes its gradient. Functions are pure and additive over
-    tokens: they are called on chunks.
+    ``function`` takes the :class:`~unlearn_trainer.token_statistics.TokenStatistics` of some labelled tokens, with
+    exactly the fields in ``needs``, and returns one value a token for each of its terms; with ``unit`` "row" it takes
+    :class:`RowStatistics` and returns one value a row. The trainer multiplies the values by the language's weight,
+    sums them, and divides by the term's count over the *whole* optimizer step (all accumulated batches of all
+    processes), so that no split of a step changes its gradient. Functions are pure; those of tokens are additive and
+    are called on chunks. Their keyword-only parameters are the objective's options, with the published defaults:
+    ``npo(rows, *, beta=0.1)`` is what makes the flag ``--npo_beta``.
 
     Args:
         name: as on the command line.
-        function: ``TokenStatistics -> Tensor [tokens]`` or a tuple of such, one a term.
-        needs: a subset of ``nll``, ``kl``, ``teacher_nll``, ``log_prob_moments``, ``distill_weight``.
+        function: ``TokenStatistics -> Tensor [tokens]`` or a tuple of such, one a term; or of rows.
+        needs: a subset of ``nll``, ``kl``, ``teacher_nll``, ``reduced``, ``teacher_logits``, ``log_prob_moments``,
+            ``distill_weight``, ``place``, ``row_tokens``, ``hidden``, ``teacher_hidden``, ``control`` and
+            ``alternative``. The last gives rows the figures of their alternative answers; a function of tokens gets
+            the tokens of the alternative answers in place of those that are to go. With ``hidden`` the tokens are
+            those that *carry* a label.
         counts: which of :data:`COUNTERS` divides each term.
-        kl_at_label: take ``kl`` and ``teacher_nll`` at the position that *carries* the label.
+        reduction: for ``reduced``: maps (logits [n, V], the teacher's or ``None``, targets [n]) to one value a token,
+            differentiable by the logits.
+        unit: what ``function`` gets.
+        at_label: take ``kl``, ``teacher_nll`` and ``reduced`` at the position that *carries* the label.
     """
 
     name: str
-    function: Callable[[TokenStatistics], torch.Tensor | tuple[torch.Tensor, ...]]
+    function: Callable
     needs: frozenset[str]
     counts: tuple[str, ...] = ("tokens",)
-    kl_at_label: bool = False
+    reduction: Callable[..., torch.Tensor] | None = None
+    unit: Literal["token", "row"] = "token"
+    at_label: bool = False
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the frozen original model has to run on the objective's rows."""
-        return bool(self.needs & {"kl", "teacher_nll"})
+        return bool(self.needs & FROM_TEACHER)
 
-    def terms(self, statistics: TokenStatistics) -> tuple[torch.Tensor, ...]:
+    @property
+    def options(self) -> dict[str, float]:
+        """The names and defaults of the keyword-only parameters of ``function`` and ``reduction``."""
+        found = {}
+        for part in filter(None, (self.function, self.reduction)):
+            parameters = inspect.signature(part).parameters.values()
+            found |= {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return found
+
+    def with_options(self, settings: object) -> "Objective":
+        """The objective with its options from ``settings``: the attributes ``<name>_<option>``, where it has them."""
+
+        def bound(part):
+            if part is None:
+                return None
+            names = [p.name for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY]
+            given = {name: getattr(settings, f"{self.name}_{name}", self.options[name]) for name in names}
+            return functools.partial(part, **given) if given else part
+
+        return dataclasses.replace(self, function=bound(self.function), reduction=bound(self.reduction))
+
+    def terms(self, statistics: TokenStatistics | RowStatistics) -> tuple[torch.Tensor, ...]:
         values = self.function(statistics)
         return values if isinstance(values, tuple) else (values,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A named pair of objectives, either of which may be ``none``."""
+    """A named pair of objectives, either of which may be ``none``, and the settings published with it."""
 
     forget_objective: str
     retain_objective: str
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
 
 
 def predicted(labels: torch.Tensor) -> torch.Tensor:
@@ -62,4 +114,5 @@ COUNTERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "tokens": lambda labels, mask: predicted(labels).sum(),
     "rows": lambda labels, mask: predicted(labels).any(1).sum(),
     "attended": lambda labels, mask: mask[predicted(labels).any(1)].sum(),
+    "later_tokens": lambda labels, mask: (predicted(labels).sum(1) - 1).clamp(min=0).sum(),
 }

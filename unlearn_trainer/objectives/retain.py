@@ -1,5 +1,7 @@
 """Retain objectives: what keeps everything else."""
 
+import math
+
 from ..lm_head import TokenStatistics
 from .base import Objective
 
@@ -20,12 +22,32 @@ def lingtea(tokens: TokenStatistics):
     return w * tokens.kl, (1 - w) * tokens.nll
 
 
+def _between(logits, teacher_logits, targets):
+    p, t = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+    mixture = p.logaddexp(t) - math.log(2)
+    return 0.5 * (p.exp() * (p - mixture) + t.exp() * (t - mixture)).sum(-1)
+
+
+def jsd(tokens: TokenStatistics):
+    """Jensen-Shannon divergence between student and teacher at every labelled token, in nats and at most log 2 (the
+    retain half of JensUn: Singh et al. 2025)."""
+    return tokens.reduced
+
+
+def rmu(tokens: TokenStatistics):
+    """Mean squared distance of a layer's hidden states from the teacher's (Li et al. 2024, "The WMDP Benchmark"); a
+    row's tokens are averaged first."""
+    return (tokens.hidden - tokens.teacher_hidden).square().mean(-1) / tokens.row_tokens
+
+
 RETAIN_OBJECTIVES = {
     objective.name: objective
     for objective in (
         Objective("nll", nll, frozenset({"nll"})),
         Objective("kl", kl, frozenset({"kl"})),
         Objective("lingtea", lingtea, frozenset({"nll", "kl", "teacher_nll", "distill_weight"}), ("tokens", "tokens")),
+        Objective("jsd", jsd, frozenset({"reduced", "teacher_logits"}), reduction=_between),
+        Objective("rmu", rmu, frozenset({"hidden", "teacher_hidden", "row_tokens"}), ("rows",)),
     )
 }
 
@@ -37,5 +59,5 @@ LINGTEA_RELEASED = Objective(
     lingtea,
     frozenset({"nll", "kl", "teacher_nll", "distill_weight"}),
     counts=("rows", "attended"),
-    kl_at_label=True,
+    at_label=True,
 )

@@ -1,0 +1,337 @@
+"""Every objective through the trainer's own loss, against a naive twin with all logits and plain autograd."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import LANGUAGES, tiny_config, tiny_model, tiny_rows, tiny_trainer
+from torch.nn import functional as F
+
+from unlearn_trainer import lm_head
+from unlearn_trainer.arguments import UnlearnConfig
+from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.teacher_cache import CachedTeacher
+from unlearn_trainer.trainer import UnlearnTrainer
+
+OBJECTIVES = [("forget", name) for name in FORGET_OBJECTIVES] + [("retain", name) for name in RETAIN_OBJECTIVES]
+TAUGHT = [("forget", "npo"), ("forget", "dpo"), ("forget", "undial"), ("retain", "jsd"), ("retain", "rmu")]
+WEIGHTS = [0.3, 1.0, 1.7]
+# At the published powers the slopes of some vanish for random models.
+OPTIONS = {
+    "wga": {"wga_beta": 1.5},
+    "satimp": {"satimp_beta1": 0.5, "satimp_beta2": 2.0},
+    "simnpo": {"simnpo_beta": 0.5, "simnpo_delta": 0.3},
+    "npo": {"npo_beta": 0.05},
+}
+
+
+def rows_with_alternatives(items=4, seed=0):
+    """Rows of :func:`tiny_rows`, each with an alternative answer of another length after the same beginning."""
+    rows = []
+    for number, row in enumerate(tiny_rows(items, seed).to_list()):
+        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        answer = [(7 * number + 11 * place) % 200 + 3 for place in range(1 + number % 4)]
+        row["alternative_input_ids"] = prompt + answer
+        row["alternative_labels"] = [-100] * len(prompt) + answer
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
+def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, **options):
+    other = "retain" if side == "forget" else "forget"
+    objectives = {f"{side}_objective": name, f"{other}_objective": "none"}
+    model, teacher = tiny_model(kind, 0, dtype), tiny_model(kind, 1, dtype)
+    trainer = UnlearnTrainer(
+        model,
+        tiny_config(folder, **{**objectives, "forget_coef": 0.7, "retain_coef": 0.7, "rmu_layer": 1, **options}),
+        rows_with_alternatives(seed=0),
+        tiny_rows(4, seed=1),
+        languages=LANGUAGES,
+        teacher=teacher,
+    )
+    trainer.model.eval()
+    trainer.language_weights.forget = trainer.language_weights.retain = WEIGHTS
+    return trainer, teacher
+
+
+def batch_of(trainer, side, rows=range(12)):
+    return trainer.data_collator([trainer.train_dataset[side == "forget", row] for row in rows])
+
+
+# ---- the twin -------------------------------------------------------------------------------------------------------
+
+
+def naive_rows(model, batch, mask):
+    """Per row of the group: logits that predict its labelled tokens, these, its language, and states at the labels."""
+    found = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        output_hidden_states=True,
+        use_cache=False,
+    )
+    rows = []
+    for row in mask.nonzero()[:, 0]:
+        columns = (batch["labels"][row] != -100).nonzero()[:, 0]
+        labels = batch["labels"][row, columns]
+        rows.append(
+            {
+                "logits": found.logits[row, columns - 1],
+                "at_label": found.logits[row, columns],
+                "labels": labels,
+                "hidden": found.hidden_states[1][row, columns],
+                "u": WEIGHTS[batch["language"][row]],
+            }
+        )
+    return rows
+
+
+def nll_of(row, logits="logits"):
+    return F.cross_entropy(row[logits], row["labels"], reduction="none")
+
+
+def kl_of(a, b):
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def naive_loss(name, side, model, teacher, batch, trainer):
+    mine = batch["is_alternative"] if name == "jensun" else batch["is_forget"] == (side == "forget")
+    if name != "jensun":
+        mine = mine & ~batch["is_alternative"]
+    rows = naive_rows(model, batch, mine)
+    with torch.no_grad():
+        taught = naive_rows(teacher, batch, mine)
+    total, count = 0.0, 0
+    for place, (row, old) in enumerate(zip(rows, taught, strict=True)):
+        s, p, t = nll_of(row), row["logits"].log_softmax(-1), old["logits"].log_softmax(-1)
+        q, n = torch.exp(-s.detach()), len(s)
+        onehot = F.one_hot(row["labels"], p.shape[1]).bool()
+        match name:
+            case "gradient_ascent":
+                values = -s
+            case "nll":
+                values = s
+            case "wga":
+                values = -(q**1.5) * s
+            case "satimp":
+                values = -(q**0.5) * (1 - q) ** 2 * s
+            case "ceu":
+                others = row["logits"].detach().masked_fill(onehot, -math.inf).softmax(-1)
+                values = -(others * p).sum(-1)[1:]
+            case "undial":
+                values = -((old["logits"] - 10 * onehot).softmax(-1) * p).sum(-1)
+            case "pdu" | "pdu_unshifted":
+                z = row["logits" if name == "pdu" else "at_label"]
+                values = (z.max(-1).values - z.mean(-1)) ** 2
+            case "jensun" | "jsd":
+                target = onehot.to(p.dtype) if name == "jensun" else t.exp()
+                mixture = (p.exp() + target) / 2
+                to_target = (target * (torch.where(target > 0, target, 1).log() - mixture.log())).sum(-1)
+                values = (to_target + (p.exp() * (p - mixture.log())).sum(-1)) / 2
+            case "kl":
+                values = kl_of(t, p)
+            case "lingtea":
+                w = torch.exp(-nll_of(old))
+                values = w * kl_of(t, p) + (1 - w) * s
+            case "rmu":
+                target = 6.5 * trainer.step_loss.control if side == "forget" else old["hidden"]
+                values = ((row["hidden"] - target) ** 2).mean(-1).mean()[None]
+            case "npo":
+                values = -2 / 0.05 * F.logsigmoid(0.05 * (s.sum() - nll_of(old).sum()))[None]
+            case "simnpo":
+                values = -2 / 0.5 * F.logsigmoid(0.5 * (s.mean() - 0.3))[None]
+            case "dpo":
+                other = naive_rows(model, batch, batch["is_alternative"])[place]
+                with torch.no_grad():
+                    other_old = naive_rows(teacher, batch, batch["is_alternative"])[place]
+                gain = nll_of(other_old).sum() - nll_of(other).sum()
+                values = -2 / 0.1 * F.logsigmoid(0.1 * (gain - (nll_of(old).sum() - s.sum())))[None]
+        total = total + row["u"] * values.sum()
+        count += len(values) if name not in ("rmu", "npo", "simnpo", "dpo") else 1
+        assert n
+    return 0.7 * total / count
+
+
+def small_chunks(monkeypatch):
+    """Chunks of 16 tokens and tiles of 3: rows lie across both."""
+    monkeypatch.setattr(lm_head, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(lm_head, "MIN_CHUNK_TOKENS", 16)
+    monkeypatch.setattr(lm_head, "TILE_BYTES", 4 * 211 * 3 // torch.get_num_threads())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "cohere", "phi", "llama-tied", "bloom"])
+@pytest.mark.parametrize("side, name", OBJECTIVES)
+def test_loss_and_gradients_equal_the_naive_twin(side, name, kind, tmp_path, monkeypatch):
+    small_chunks(monkeypatch)
+    trainer, teacher = make_trainer(tmp_path, side, name, kind, **OPTIONS.get(name, {}))
+    batch = batch_of(trainer, side)
+    expected = naive_loss(name, side, trainer.model, teacher, batch, trainer)
+    expected.backward()
+    wanted = {key: p.grad.clone() for key, p in trainer.model.named_parameters() if p.grad is not None}
+    trainer.model.zero_grad(set_to_none=True)
+
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+
+    # The norms of some of these models compute in float32, whatever their weights.
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-7, abs=1e-12)
+    size = max(gradient.norm() for gradient in wanted.values())
+    assert size > 1e-6
+    for key, parameter in trainer.model.named_parameters():
+        gradient = wanted.get(key, torch.zeros_like(parameter))
+        assert (parameter.grad - gradient).norm() < 1e-7 * size, key
+
+
+@settings(max_examples=4, deadline=None)
+@given(cuts=st.sets(st.integers(1, 11), max_size=3))
+@pytest.mark.parametrize("side, name", OBJECTIVES)
+def test_no_split_of_a_step_changes_its_loss_or_gradient(side, name, cuts, tmp_path_factory):
+    trainer, _ = make_trainer(tmp_path_factory.mktemp("run"), side, name, **OPTIONS.get(name, {}))
+    edges = [0, *sorted(cuts), 12]
+    parts = [batch_of(trainer, side, range(*pair)) for pair in zip(edges, edges[1:], strict=False)]
+
+    def gradient_of(batches):
+        trainer.model.zero_grad()
+        counts = trainer._get_num_items_in_batch(batches, torch.device("cpu"))
+        losses = [trainer.compute_loss(trainer.model, batch, num_items_in_batch=counts) for batch in batches]
+        sum(losses).backward()
+        return sum(losses).item(), torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    whole, gradient = gradient_of([batch_of(trainer, side)])
+    split, of_parts = gradient_of(parts)
+    assert split == pytest.approx(whole, rel=1e-7)
+    assert (of_parts - gradient).norm() <= 1e-7 * gradient.norm()
+
+
+@pytest.mark.parametrize("side, name", OBJECTIVES)
+def test_a_step_in_bfloat16_agrees_to_its_rounding(side, name, tmp_path):
+    exact, _ = make_trainer(tmp_path, side, name)
+    rough, teacher = make_trainer(tmp_path, side, name, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for fine, coarse in ((exact.model, rough.model), (exact.teacher and exact.teacher.model, teacher)):
+            if fine is not None:
+                for p, q in zip(fine.parameters(), coarse.parameters(), strict=True):
+                    p.copy_(q)
+    batch = batch_of(exact, side)
+    assert rough.compute_loss(rough.model, batch).item() == pytest.approx(
+        exact.compute_loss(exact.model, batch).item(), rel=0.05, abs=0.05
+    )
+
+
+# ---- in a training --------------------------------------------------------------------------------------------------
+
+
+def trained(folder, side, name, **more):
+    other = "retain" if side == "forget" else "forget"
+    trainer = UnlearnTrainer(
+        more.pop("model", None) or tiny_model(),
+        tiny_config(
+            folder,
+            **{f"{side}_objective": name, f"{other}_objective": "nll"},
+            **{"max_steps": 4, "per_device_train_batch_size": 6, "rmu_layer": 1, "learning_rate": 1e-3, **more},
+        ),
+        rows_with_alternatives(seed=0),
+        tiny_rows(4, seed=1),
+        languages=LANGUAGES,
+    )
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("side, name", TAUGHT)
+def test_a_cached_teacher_gives_the_same_training(side, name, tmp_path):
+    logs = []
+    for kind in ("resident", "cached"):
+        trainer = trained(tmp_path / kind, side, name, teacher=kind)
+        assert isinstance(trainer.teacher, CachedTeacher) == (kind == "cached")
+        logs.append([log for log in trainer.state.log_history if "grad_norm" in log])
+    for first, second in zip(*logs, strict=True):
+        for key in (f"{side}_loss", "grad_norm"):
+            assert second[key] == pytest.approx(first[key], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("side, name", OBJECTIVES)
+def test_a_resumed_training_is_bit_identical(side, name, tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2}
+    whole = trained(tmp_path / "whole", side, name, **settings)
+    resumed = UnlearnTrainer(
+        tiny_model(),
+        whole.args,
+        rows_with_alternatives(seed=0),
+        tiny_rows(4, seed=1),
+        languages=LANGUAGES,
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for (key, p), q in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_with_target_weights_and_checkpointed_activations(method, tmp_path):
+    weighting = {} if method in ("memorize", "retain_only") else {"forget_weighting": "target"}
+    trainer = tiny_trainer(
+        tmp_path,
+        method=method,
+        max_steps=2,
+        learning_rate=1e-3,
+        gradient_checkpointing=True,
+        forget=rows_with_alternatives(6),
+        **weighting,
+    )
+    before = [p.detach().clone() for p in trainer.model.parameters()]
+    trainer.train()
+    moved = [not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True)]
+    assert any(moved) and trainer.state.global_step == 2
+
+
+def test_the_teacher_runs_for_those_who_ask_only(tmp_path):
+    for method in METHODS:
+        objectives = [FORGET_OBJECTIVES.get(METHODS[method].forget_objective)]
+        objectives.append(RETAIN_OBJECTIVES.get(METHODS[method].retain_objective))
+        trainer = tiny_trainer(tmp_path, method=method, forget=rows_with_alternatives(6))
+        assert (trainer.teacher is not None) == any(o is not None and o.needs_teacher for o in objectives)
+
+
+# ---- settings -------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_flags_with_the_published_defaults(tmp_path):
+    required = ["--model_name_or_path", "m", "--data_dir", "d", "--output_dir", str(tmp_path), "--use_cpu"]
+    config = parse_arguments([*required, "--method", "simnpo", "--simnpo_delta", "0.5"])[2]
+    assert (config.simnpo_beta, config.simnpo_delta, config.forget_coef, config.retain_coef) == (4.5, 0.5, 0.125, 1.0)
+    assert UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, method="pdu").retain_weighting == "primal_dual"
+    with pytest.raises(ConfigError, match="--npo_beta must be above 0"):
+        UnlearnConfig(output_dir=str(tmp_path), use_cpu=True, method="npo", npo_beta=0.0)
+
+
+def test_an_option_changes_the_loss(tmp_path):
+    losses = []
+    for beta in (0.1, 1.0):
+        trainer, _ = make_trainer(tmp_path, "forget", "npo", npo_beta=beta)
+        losses.append(trainer.compute_loss(trainer.model, batch_of(trainer, "forget")).item())
+    assert losses[0] != pytest.approx(losses[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["dpo", "jensun"])
+def test_without_alternative_answers_they_are_refused(method, tmp_path):
+    with pytest.raises(ConfigError, match=f"--forget_objective {method} needs alternative answers"):
+        tiny_trainer(tmp_path, method=method)
+
+
+def test_a_layer_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--rmu_layer 3: the model has 2 layers"):
+        tiny_trainer(tmp_path, method="rmu", rmu_layer=3)
+
+
+def test_a_run_cannot_be_resumed_with_other_options(tmp_path):
+    whole = trained(tmp_path, "forget", "npo", save_strategy="steps", save_steps=2)
+    config = dataclasses.replace(whole.args, npo_beta=0.3)
+    rows = rows_with_alternatives(seed=0), tiny_rows(4, seed=1)
+    other = UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES)
+    with pytest.raises(ConfigError, match="npo_beta"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
