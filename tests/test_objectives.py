@@ -1,14 +1,14 @@
 """Every objective through the trainer's own loss, against a naive twin with all logits and plain autograd."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
 import torch
-from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import LANGUAGES, tiny_config, tiny_model, tiny_rows, tiny_trainer
+from tiny import LANGUAGES, rows_with_alternatives, tiny_config, tiny_model, tiny_rows, tiny_trainer
 from torch.nn import functional as F
 
 from unlearn_trainer import lm_head
@@ -29,18 +29,6 @@ OPTIONS = {
     "simnpo": {"simnpo_beta": 0.5, "simnpo_delta": 0.3},
     "npo": {"npo_beta": 0.05},
 }
-
-
-def rows_with_alternatives(items=4, seed=0):
-    """Rows of :func:`tiny_rows`, each with an alternative answer of another length after the same beginning."""
-    rows = []
-    for number, row in enumerate(tiny_rows(items, seed).to_list()):
-        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
-        answer = [(7 * number + 11 * place) % 200 + 3 for place in range(1 + number % 4)]
-        row["alternative_input_ids"] = prompt + answer
-        row["alternative_labels"] = [-100] * len(prompt) + answer
-        rows.append(row)
-    return Dataset.from_list(rows)
 
 
 def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, **options):
@@ -193,7 +181,7 @@ def test_loss_and_gradients_equal_the_naive_twin(side, name, kind, tmp_path, mon
 def test_no_split_of_a_step_changes_its_loss_or_gradient(side, name, cuts, tmp_path_factory):
     trainer, _ = make_trainer(tmp_path_factory.mktemp("run"), side, name, **OPTIONS.get(name, {}))
     edges = [0, *sorted(cuts), 12]
-    parts = [batch_of(trainer, side, range(*pair)) for pair in zip(edges, edges[1:], strict=False)]
+    parts = [batch_of(trainer, side, range(*pair)) for pair in itertools.pairwise(edges)]
 
     def gradient_of(batches):
         trainer.model.zero_grad()

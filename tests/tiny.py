@@ -69,6 +69,20 @@ def tiny_rows(items: int = 6, seed: int = 0, languages=LANGUAGES, vocabulary: in
     return Dataset.from_list(rows)
 
 
+def rows_with_alternatives(items=4, seed=0):
+    """Rows of :func:`tiny_rows`, each with an alternative answer of another length after the same beginning."""
+    from datasets import Dataset
+
+    rows = []
+    for number, row in enumerate(tiny_rows(items, seed).to_list()):
+        prompt = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label == -100]
+        answer = [(7 * number + 11 * place) % 200 + 3 for place in range(1 + number % 4)]
+        row["alternative_input_ids"] = prompt + answer
+        row["alternative_labels"] = [-100] * len(prompt) + answer
+        rows.append(row)
+    return Dataset.from_list(rows)
+
+
 def tiny_config(folder, **settings):
     """An ``UnlearnConfig`` for the CPU that writes and prints nothing it was not asked to."""
     from unlearn_trainer.arguments import UnlearnConfig

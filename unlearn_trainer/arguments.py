@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,11 +13,14 @@ from .errors import ConfigError
 from .layers import parse_layers
 from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
 
-OBJECTIVE_CHOICES = {
-    "method": list(METHODS),
-    "forget_objective": list(dict.fromkeys(["none", *FORGET_OBJECTIVES])),
-    "retain_objective": list(dict.fromkeys(["none", *RETAIN_OBJECTIVES])),
-}
+
+def objective_choices() -> dict[str, list[str]]:
+    """What may follow `--method`, `--forget_objective` and `--retain_objective`, all that is registered by now."""
+    return {
+        "method": list(METHODS),
+        "forget_objective": ["none", *FORGET_OBJECTIVES],
+        "retain_objective": ["none", *RETAIN_OBJECTIVES],
+    }
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -250,7 +253,7 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
                 setattr(self, name, value)
 
     def _check_choice(self, name: str) -> None:
-        value, choices = getattr(self, name), OBJECTIVE_CHOICES[name]
+        value, choices = getattr(self, name), objective_choices()[name]
         _check(
             value in choices,
             f"--{name} {value} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}",
@@ -260,7 +263,7 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         for name in ("forget_coef", "retain_coef", "retain_eta", "retain_epsilon", "retain_weight_min"):
             _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
         _check(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
-        for name in objective_options():
+        for name in (item.name for item in fields(MethodArguments)):
             if name.rpartition("_")[2] in ("beta", "strength", "steering"):
                 _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
         for name in ("seed", "data_seed"):

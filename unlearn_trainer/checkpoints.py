@@ -1,7 +1,6 @@
 """What lies in an output folder: earlier results, and checkpoints that are there as a whole or not at all."""
 
 import contextlib
-import math
 import os
 import shutil
 import signal
@@ -118,25 +117,3 @@ class StopSignal:
 
     def _receive(self, number, frame):
         self.received = True
-
-
-def check_identity(saved: dict | None, now: dict) -> None:
-    """Refuse to go on with another run's checkpoint.
-
-    Args:
-        saved, now: ``UnlearnTrainer.identity()`` of the run that wrote it and of this one.
-
-    Raises:
-        ConfigError: names what differs; the teacher's signature may differ by the rounding of another engine.
-    """
-    for name, value in now.items():
-        before = (saved or {}).get(name)
-        if name == "teacher" and None not in (before, value) and math.dist(before, value) <= 0.05 * math.hypot(*value):
-            continue
-        if before != value:
-            shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, value)]
-            flag = name if " " in name or name == "teacher" else f"--{name}"
-            raise ConfigError(
-                f"the checkpoint was made with {flag} {shown[0]}, not {shown[1]}: give the same to resume it, or "
-                "choose another --output_dir"
-            )

@@ -16,9 +16,10 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 from .activations import saved_for_backward
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
 from .errors import ConfigError
+from .layers import restrict_training
 from .lm_head import chunk_tokens, tile_rows
 from .models import apply_peft, load_config
-from .trainer import resolve_objectives
+from .step_loss import resolve_objectives
 from .vocabulary_head import VocabularyHead
 
 # From the least to the most sharded, with the file of ds_configs/ that starts each.
@@ -103,7 +104,7 @@ class StepMemory:
                 "name the model you mean with --model_name_or_path"
             )
         self.args = args
-        self.model = apply_peft(build_on_meta(model_args), model_args)
+        self.model = apply_peft(restrict_training(build_on_meta(model_args), model_args.trainable_layers), model_args)
         base = self.model.get_base_model() if model_args.use_peft else self.model
         self.config = base.config.get_text_config()
         self.head = VocabularyHead(base)

@@ -12,7 +12,6 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from .arguments import (
-    OBJECTIVE_CHOICES,
     DataArguments,
     MethodArguments,
     ModelArguments,
@@ -21,6 +20,7 @@ from .arguments import (
     UnlearnConfig,
     WeightArguments,
     did_you_mean,
+    objective_choices,
 )
 from .errors import ConfigError, UnlearnError
 
@@ -63,8 +63,8 @@ class _Parser(HfArgumentParser):
         name = kwargs.get("dest", names[0].lstrip("-"))
         if kwargs.get("type") is string_to_bool:  # also booleans whose default is None work without a value
             kwargs |= {"nargs": "?", "const": True}
-        if name in OBJECTIVE_CHOICES:
-            kwargs["metavar"] = "{" + ",".join(OBJECTIVE_CHOICES[name]) + "}"
+        if name in (choices := objective_choices()):
+            kwargs["metavar"] = "{" + ",".join(choices[name]) + "}"
         return self._group_of.get(name, super()).add_argument(*names, **kwargs)
 
     def error(self, message: str):

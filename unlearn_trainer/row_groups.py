@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 
 import torch
+from datasets import Dataset
 
-from .objectives import IGNORED
+from .data.collator import ALTERNATIVE_COLUMNS, without_alternatives
+from .errors import ConfigError
+from .objectives import IGNORED, Objective
 
 # Rows to forget, rows to keep, and what the model shall say in place of the former.
 GROUPS = ("forget", "retain", "alternative")
@@ -67,3 +70,28 @@ def group_tokens(batch: Mapping[str, torch.Tensor], group: str, at_label: bool =
     row_of, columns = (labels if at_label else labels[:, 1:]).ne(IGNORED).nonzero(as_tuple=True)
     targets = labels[row_of, columns if at_label else columns + 1]
     return GroupTokens(rows, row_of, columns, targets, batch["language"][rows])
+
+
+def rows_in_use(
+    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None
+) -> dict[str, Dataset | None]:
+    """The rows of both sides as far as an objective asks for them, alternative answers too.
+
+    Raises:
+        ConfigError: they are not there.
+    """
+    used = {}
+    for side, rows in (("forget", forget), ("retain", retain)):
+        objective = objectives[side]
+        if objective is not None and rows is None:
+            raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
+        used[side] = rows if objective is not None else None
+        if objective is not None and side == "forget":
+            if "alternative" not in objective.needs:
+                used[side] = without_alternatives(rows)
+            elif ALTERNATIVE_COLUMNS[0] not in rows.column_names:
+                raise ConfigError(
+                    f"--forget_objective {objective.name} needs alternative answers: add them to the forget rows with "
+                    "unlearn_trainer.data.add_alternatives"
+                )
+    return used

@@ -6,10 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from .arguments import UnlearnConfig
+from .errors import ConfigError
 from .evaluation.evaluator import row_figures
 from .language_weights import LanguageWeightCallback
 from .lm_head import LayerSegment, Segment, Segments
-from .objectives import COUNTERS, Objective, RowStatistics
+from .objectives import (
+    COUNTERS,
+    FORGET_OBJECTIVES,
+    LINGTEA_RELEASED,
+    RETAIN_OBJECTIVES,
+    Objective,
+    RowStatistics,
+)
 from .packing import Layout
 from .row_groups import GROUPS, GroupTokens, group_tokens, rows_of
 from .teacher import Asked, Teacher, asked_of
@@ -273,6 +281,33 @@ class _RowSums:
             nll = statistics.nll
             loss = loss + self.slope[where] @ (nll - nll.detach())
         return loss, terms
+
+
+def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
+    """The objectives of both sides; ``None`` for a side that is not trained on."""
+    forget = FORGET_OBJECTIVES.get(args.forget_objective)
+    retain = RETAIN_OBJECTIVES.get(args.retain_objective)
+    if args.retain_objective == "lingtea" and args.lingtea_alignment == "released":
+        retain = LINGTEA_RELEASED
+    if forget is None and retain is None:
+        raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
+    return {
+        side: objective and objective.with_options(args)
+        for side, objective in (("forget", forget), ("retain", retain))
+    }
+
+
+def inner_layer(args: UnlearnConfig, layers: int) -> int:
+    """The index into ``hidden_states`` for objectives that look inside a model with so many blocks.
+
+    Raises:
+        ConfigError: ``--rmu_layer`` is beyond them.
+    """
+    if args.rmu_layer is None:
+        return max(1, round(layers * 7 / 32))
+    if args.rmu_layer > layers:
+        raise ConfigError(f"--rmu_layer {args.rmu_layer}: the model has {layers} layers; choose 1 to {layers}")
+    return args.rmu_layer
 
 
 def count_step(batches: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:

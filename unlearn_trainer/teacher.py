@@ -99,6 +99,11 @@ def make_teacher(
     if args.teacher == "adapter" or (args.teacher == "auto" and given is None and has_adapter):
         if not has_adapter:
             raise ConfigError("--teacher adapter needs an adapter to switch off; add --use_peft")
+        if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
+            raise ConfigError(
+                "an adapter on the vocabulary head cannot be switched off for the teacher; leave the head out of the "
+                "adapter's modules, or choose --teacher resident"
+            )
         return AdapterTeacher(model)
     if given is not None and given.config.vocab_size != model.config.vocab_size:
         raise ConfigError(

@@ -2,10 +2,9 @@
 
 import collections
 import contextlib
-import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,19 +16,19 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
 from .arguments import UnlearnConfig, did_you_mean
-from .checkpoints import StopSignal, WholeCheckpoints, check_identity
+from .checkpoints import StopSignal, WholeCheckpoints
 from .console import CompactPrinter, CompactProgress
-from .data.collator import ALTERNATIVE_COLUMNS, TrainingRows, UnlearnCollator, without_alternatives
+from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from .identity import check_identity, settings_of, trained_names
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .lm_head import attach_head
-from .objectives import FORGET_OBJECTIVES, LINGTEA_RELEASED, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
-from .row_groups import GroupTokens
-from .step_loss import StepLoss, count_step
+from .row_groups import GroupTokens, rows_in_use
+from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
 from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
 from .teacher_cache import CachedTeacher, TeacherCache
 
@@ -133,25 +132,16 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
 
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
-        args = self.args
-        rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        settings = settings_of(
+            self.args, WeightPolicy, [objective for objective in self.objectives.values() if objective]
+        )
         return {
             "languages": self.languages,
-            **dataclasses.asdict(WeightPolicy.from_config(args)),
-            **{name: getattr(args, name) for name in ("forget_objective", "retain_objective", "schedule")},
-            **{name: getattr(args, name) for name in ("language_sampling", "seed", "data_seed", "lingtea_alignment")},
-            **{name: getattr(args, name) for name in self._options_in_use()},
-            "rows of an optimizer step": rows_per_step,
+            **settings,
             **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
             "teacher": self._teacher_signature(),
+            "trained weights": trained_names(self.model),
         }
-
-    def _options_in_use(self) -> list[str]:
-        used = [objective for objective in self.objectives.values() if objective]
-        names = {f"{objective.name}_{option}" for objective in used for option in objective.options}
-        if any("hidden" in objective.needs for objective in used):
-            names.add("rmu_layer")
-        return sorted(name for name in names if hasattr(self.args, name))
 
     def _questions(self) -> list[Asked]:
         """All that the objectives ask the teacher."""
@@ -335,16 +325,27 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             model: measured instead of the trained one, with the same vocabulary.
             description: label of the progress bar.
         """
-        if model is not None:
-            attach_head(model.requires_grad_(False))
         return self._measure({**(self.eval_dataset or {}), **self.predict_dataset}, model, description=description)
 
+    def measure_rows(self, model: PreTrainedModel | None = None, description: str = "evaluating") -> dict:
+        """Figures of every row, ``{split: {column: array [rows]}}``; otherwise as ``measure``, without probing."""
+        splits = {**(self.eval_dataset or {}), **self.predict_dataset}
+        with self._ready(model) as called:
+            return self.evaluator.rows(called, splits, self.args.device, description=description)
+
     def _measure(self, datasets, model=None, heldout=True, probing=True, description="evaluating"):
+        with self._ready(model) as called:
+            return self.evaluator(called, datasets, self.args.device, heldout, probing, description)
+
+    @contextlib.contextmanager
+    def _ready(self, model):
+        if model is not None:
+            attach_head(model.requires_grad_(False))
         # During and after a training the engine has the model; otherwise it gets it for this measurement.
         mine = model is None and (self.is_in_train or self.model_wrapped is not self.model)
         ready = contextlib.nullcontext(self.model) if mine else ready_to_measure(model or self.model, self.accelerator)
         with ready as called, self.accelerator.autocast():
-            return self.evaluator(called, datasets, self.args.device, heldout, probing, description)
+            yield called
 
     def measure_start(self) -> None:
         """Figures before the first step, from which targets and references are taken.
@@ -438,58 +439,6 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         # Only one process writes the callback's state: it has to hold the sums of all of them.
         self.language_weights.reduce_batches()
         super()._save_checkpoint(model, trial)
-
-
-def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
-    """The objectives of both sides; ``None`` for a side that is not trained on."""
-    forget = FORGET_OBJECTIVES.get(args.forget_objective)
-    retain = RETAIN_OBJECTIVES.get(args.retain_objective)
-    if args.retain_objective == "lingtea" and args.lingtea_alignment == "released":
-        retain = LINGTEA_RELEASED
-    if forget is None and retain is None:
-        raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
-    return {
-        side: objective and objective.with_options(args)
-        for side, objective in (("forget", forget), ("retain", retain))
-    }
-
-
-def rows_in_use(
-    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None
-) -> dict[str, Dataset | None]:
-    """The rows of both sides as far as an objective asks for them, alternative answers too.
-
-    Raises:
-        ConfigError: they are not there.
-    """
-    used = {}
-    for side, rows in (("forget", forget), ("retain", retain)):
-        objective = objectives[side]
-        if objective is not None and rows is None:
-            raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
-        used[side] = rows if objective is not None else None
-        if objective is not None and side == "forget":
-            if "alternative" not in objective.needs:
-                used[side] = without_alternatives(rows)
-            elif ALTERNATIVE_COLUMNS[0] not in rows.column_names:
-                raise ConfigError(
-                    f"--forget_objective {objective.name} needs alternative answers: add them to the forget rows with "
-                    "unlearn_trainer.data.add_alternatives"
-                )
-    return used
-
-
-def inner_layer(args: UnlearnConfig, layers: int) -> int:
-    """The index into ``hidden_states`` for objectives that look inside a model with so many blocks.
-
-    Raises:
-        ConfigError: ``--rmu_layer`` is beyond them.
-    """
-    if args.rmu_layer is None:
-        return max(1, round(layers * 7 / 32))
-    if args.rmu_layer > layers:
-        raise ConfigError(f"--rmu_layer {args.rmu_layer}: the model has {layers} layers; choose 1 to {layers}")
-    return args.rmu_layer
 
 
 class _RunEvents(TrainerCallback):

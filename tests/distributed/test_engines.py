@@ -14,19 +14,21 @@ from launching import ACCELERATE_ZERO1, DEEPSPEED, HERE, TORCHRUN, accelerate, d
 from peft import AutoPeftModelForCausalLM
 from tiny import tiny_model, tiny_rows
 
+METHODS = ["methods", "methods-lora"]
 # launcher -> (command, what worker.py is told, class of the wrapped model, cases)
 LAUNCHERS = {
-    "torchrun-ddp": (TORCHRUN, "ddp", "DistributedDataParallel", ["fp32", "bf16", "lora"]),
+    "torchrun-ddp": (TORCHRUN, "ddp", "DistributedDataParallel", ["fp32", "bf16", "lora", *METHODS]),
     "accelerate-ddp": (accelerate("ddp"), "ddp", "DistributedDataParallel", ["fp32"]),
     "accelerate-zero1": (ACCELERATE_ZERO1, "zero1", "DeepSpeedEngine", ["fp32"]),
     "deepspeed-zero1": ([*DEEPSPEED, "--no_local_rank"], "zero1", "DeepSpeedEngine", ["fp32", "bf16"]),
     "deepspeed-zero2": ([*DEEPSPEED, "--no_local_rank"], "zero2", "DeepSpeedEngine", ["fp32"]),
     "deepspeed-zero3": ([*DEEPSPEED, "--no_local_rank"], "zero3", "DeepSpeedEngine", ["fp32"]),
-    "accelerate-zero2": (accelerate("zero2"), "zero2", "DeepSpeedEngine", ["fp32", "bf16", "lora"]),
-    "accelerate-zero3": (accelerate("zero3"), "zero3", "DeepSpeedEngine", ["fp32", "bf16", "lora"]),
-    "accelerate-fsdp2": (accelerate("fsdp2"), "fsdp2", "FSDPLlamaForCausalLM", ["fp32", "bf16", "lora"]),
+    "accelerate-zero2": (accelerate("zero2"), "zero2", "DeepSpeedEngine", ["fp32", "bf16", "lora", *METHODS]),
+    "accelerate-zero3": (accelerate("zero3"), "zero3", "DeepSpeedEngine", ["fp32", "bf16", "lora", *METHODS]),
+    "accelerate-fsdp2": (accelerate("fsdp2"), "fsdp2", "FSDPLlamaForCausalLM", ["fp32", "bf16", "lora", *METHODS]),
 }
-CASES = [(name, case) for name, (*_, cases) in LAUNCHERS.items() for case in cases]
+CASES = [(name, case) for name, (*_, cases) in LAUNCHERS.items() for case in cases if case not in METHODS]
+METHOD_CASES = [(name, case) for name, (*_, cases) in LAUNCHERS.items() for case in cases if case in METHODS]
 # bfloat16 has 8 bits: figures of several steps agree to a few of its roundings.
 TOLERANCE = {"fp32": 1e-5, "lora": 1e-5, "bf16": 5e-2}
 LOSS_TOLERANCE = {"fp32": 1e-6, "lora": 1e-6, "bf16": 2e-2}
@@ -53,7 +55,7 @@ def start(tmp_path_factory):
 def reference(start, tmp_path_factory):
     """One process at the same global batch, in all cases: folder and report."""
     out = tmp_path_factory.mktemp("one")
-    run([sys.executable, HERE / "worker.py", out, start, "none", "fp32", "bf16", "lora"])
+    run([sys.executable, HERE / "worker.py", out, start, "none", "fp32", "bf16", "lora", *METHODS])
     return out, json.loads((out / "report.json").read_text())
 
 
@@ -111,7 +113,21 @@ def test_two_processes_agree_with_one(name, case, launched, reference):
     assert distance(folder / case / "resumed", folder / case / "whole") == 0
     assert report["resumed_weights"] == report["weights"]
     # Only rank 0 prints: each log line is there once.
-    assert printed.count("'train_runtime'") == 2 * len(reports)
+    runs = sum(len(report) if case in METHODS else 1 for case, report in reports.items())
+    assert printed.count("'train_runtime'") == 2 * runs
+
+
+@pytest.mark.parametrize("name, case", METHOD_CASES)
+def test_every_method_agrees_with_one_process_and_resumes(name, case, launched, reference):
+    folder, reports, _ = launched(name)
+    assert len(reports[case]) >= 13
+    for method, logs in reports[case].items():
+        for log, other in zip(logs, reference[1][case][method], strict=True):
+            scale = abs(other.get("forget_loss", 0)) + abs(other.get("retain_loss", 0))
+            assert log["loss"] == pytest.approx(other["loss"], abs=1e-6 * scale), method
+            assert log["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5), method
+        assert distance(folder / case / method / "whole", reference[0] / case / method / "whole") < 1e-5, method
+        assert distance(folder / case / method / "resumed", folder / case / method / "whole") == 0, method
 
 
 def assert_same_figures(report, expected, tolerance, exact):
@@ -127,7 +143,7 @@ def assert_same_figures(report, expected, tolerance, exact):
 
 def test_fsdp2_refuses_to_train_a_model_that_it_sharded_to_evaluate_it(launched):
     reports = launched("accelerate-fsdp2")[1]
-    assert all("has evaluated can no longer train" in report["refused"] for report in reports.values())
+    assert all("has evaluated can no longer train" in reports[case]["refused"] for case in ("fp32", "bf16", "lora"))
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES if case == "lora"])

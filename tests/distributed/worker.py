@@ -3,8 +3,9 @@
     python worker.py OUT START ENGINE CASE...        # alone: the reference
     torchrun --nproc_per_node 2 worker.py ...        # or accelerate launch, or deepspeed
 
-Cases: fp32, bf16, lora (fp32 with an adapter, whose base model teaches). Rank 0 writes OUT/report.json, by case; the
-final models are in OUT/CASE/whole and OUT/CASE/resumed.
+Cases: fp32, bf16, lora (fp32 with an adapter, whose base model teaches); methods and methods-lora: a short run of every
+method that has its own objective. Rank 0 writes OUT/report.json, by case; the final models are in OUT/CASE/whole and
+OUT/CASE/resumed, of the methods in OUT/CASE/METHOD/whole and so on.
 """
 
 import json
@@ -19,21 +20,22 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import LANGUAGES, tiny_rows
+from tiny import LANGUAGES, rows_with_alternatives, tiny_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from unlearn_trainer.arguments import UnlearnConfig
 from unlearn_trainer.engines import start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.trainer import UnlearnTrainer
 
 GLOBAL_BATCH = 4
 STEPS, SAVE = 6, 3
 # In fp32 memorization falls within these steps; the others keep away from where a token may turn by rounding.
-LEARNING_RATE = {"fp32": 1e-2, "bf16": 3e-3, "lora": 1e-2}
+LEARNING_RATE = {"bf16": 3e-3}
 
 
-def config(out, engine, case):
+def config(out, engine, case, **changes):
     world = int(os.environ.get("WORLD_SIZE", "1"))
     settings = {
         "output_dir": str(out),
@@ -48,7 +50,7 @@ def config(out, engine, case):
         "eval_strategy": "steps",
         "eval_steps": SAVE,
         "logging_steps": 1,
-        "learning_rate": LEARNING_RATE[case],
+        "learning_rate": LEARNING_RATE.get(case, 1e-2),
         # With 1e-8 to 1e-6 Adam turns the rounding of single elements of the embedding, whose gradients are near
         # zero, into steps: the final weights agree to 2e-5 only, with this to 3e-7.
         "adam_epsilon": 1e-4,
@@ -60,6 +62,7 @@ def config(out, engine, case):
         "retain_eta": 0.1,
         "stop_when_forgotten": False,
         "max_retain_perplexity_ratio": 1e9,
+        **changes,
     }
     if engine.startswith("zero"):
         settings["deepspeed"] = str(Path(__file__).resolve().parents[2] / "ds_configs" / f"{engine}.json")
@@ -74,12 +77,14 @@ def config(out, engine, case):
 
 def make_trainer(args, start, case):
     rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(("forget", "retain", "valid"))}
+    if args.needs_alternatives:
+        rows["forget"] = rows_with_alternatives(6)
 
     def load():
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")
 
     model, teacher = load(), load()
-    if case == "lora":
+    if case.endswith("lora"):
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
@@ -153,9 +158,27 @@ def run_case(out, start, engine, case):
     return report
 
 
+def run_methods(out, start, engine, case):
+    report = {}
+    for method in METHODS:
+        if method in ("lingtea", "memorize", "retain_only"):
+            continue
+        changes = {"method": method, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "rmu_layer": 1}
+        changes |= {"forget_weighting": "uniform", "retain_weighting": None, "learning_rate": 1e-3, "teacher": "auto"}
+        for name in ("whole", "resumed"):
+            trainer = make_trainer(config(out / method / "run", engine, case, **changes), start, case)
+            resumed = str(out / method / "run" / "checkpoint-2") if name == "resumed" else None
+            trainer.train(resume_from_checkpoint=resumed)
+            trainer.save_model(str(out / method / name))
+            if name == "whole":
+                report[method] = [log for log in trainer.state.log_history if "grad_norm" in log]
+    return report
+
+
 def main():
     out, start, engine, *cases = Path(sys.argv[1]), *sys.argv[2:]
-    report = {case: run_case(out / case, start, engine, case) for case in cases}
+    runs = {case: run_methods if case.startswith("methods") else run_case for case in cases}
+    report = {case: run(out / case, start, engine, case) for case, run in runs.items()}
     if PartialState().is_main_process:
         (out / "report.json").write_text(json.dumps(report))
     if dist.is_initialized():

@@ -1,0 +1,149 @@
+#!/usr/bin/env python
+"""Forget by task arithmetic (Ilharco et al. 2023): learn the forget rows further, then go the other way.
+
+    python scripts/task_vector.py my_run.json --scales 0.2 0.5 1 --max_perplexity_ratio 1.1
+
+It takes the flags and files of run_unlearn.py. The start model is trained on the forget rows alone, for the length and
+at the learning rate of the flags; the step that its weights made is subtracted from the start, times the largest of
+--scales at which the perplexity of the valid rows (else of the retain rows; geometric mean over the languages) is at
+most --max_perplexity_ratio times that of the start. The output folder holds what run_unlearn.py writes.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from run_unlearn import EXIT_BAD_INPUT, fail, load_data, make_trainer, say
+from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
+from unlearn_trainer.engines import engine_of_its_own, is_sharded
+from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
+from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.models import load_model
+from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.stages import prepare_stages
+
+SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
+FINE_TUNING = {
+    "forget_objective": "nll",
+    "retain_objective": "none",
+    "forget_weighting": "uniform",
+    "retain_weighting": "uniform",
+    "lingtea_alignment": "paper",
+    "distill_weighting": "token",
+    "schedule": "joint",
+    "max_retain_perplexity_ratio": None,
+    "stop_when_forgotten": False,
+    "do_eval": True,  # the scale is chosen by figures
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+}
+
+
+@torch.no_grad()
+def subtract(model: torch.nn.Module, start: dict, step: dict, scale: float) -> None:
+    """Set the named weights to ``start - scale * step``."""
+    for name, parameter in model.named_parameters():
+        if name in step:
+            parameter.copy_(start[name] - scale * step[name])
+
+
+def try_scales(trainer, start: dict, step: dict, scales: Sequence[float]) -> list[dict[str, float]]:
+    """The figures of each scale, also printed as a table."""
+    weights, rows, kept = trainer.language_weights, [], trainer.language_weights.kept_split
+    say(f"scale | worst forget MA | {kept} perplexity ratio | unlearning score")
+    for scale in sorted(scales):
+        subtract(trainer.model, start, step, scale)
+        splits = {split: trainer.eval_dataset[split] for split in ("forget", kept)}
+        with trainer.accelerator.autocast():
+            figures = trainer.evaluator(
+                trainer.model, splits, trainer.args.device, heldout=False, probing=False, description=f"scale {scale}"
+            )
+        before = weights.figures_at_start[kept]
+        grown = [found["loss"] - before[language]["loss"] for language, found in figures[kept].items()]
+        row = {
+            "scale": scale,
+            "worst_memorization_accuracy": max(each["memorization_accuracy"] for each in figures["forget"].values()),
+            "perplexity_ratio": math.exp(min(700.0, sum(grown) / len(grown))),
+            "unlearning_score": weights.score(figures),
+        }
+        say("{:5.2f} | {:15.3f} | {:22.3f} | {:.3f}".format(*row.values()))
+        rows.append(row)
+    return rows
+
+
+def run(argv: Sequence[str] | None = None) -> dict:
+    """The whole run; returns what is written to results.json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[-1], allow_abbrev=False)
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="default: 0.1 0.2 ... 2.0")
+    parser.add_argument("--max_perplexity_ratio", type=float, default=1.1, help="default: %(default)s")
+    flags, rest = parser.parse_known_args(argv)
+    if min(flags.scales) <= 0:
+        raise ConfigError(f"--scales must be above 0, not {min(flags.scales)}")
+    model_args, data_args, args = parse_arguments(rest)
+    if model_args.use_peft:
+        raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
+    checkpoint_to_resume(args)  # refuses a folder with earlier results
+    tokenizer, data = load_data(model_args, data_args, args)
+    if "forget" not in data.datasets or not {"valid", "retain"} & data.datasets.keys():
+        raise ConfigError("the scale is chosen by forget and valid rows; give --forget_file and --valid_file")
+    started = time.time()
+    origin, reference = prepare_stages(model_args, args, data, tokenizer)
+    trainer = make_trainer(origin, engine_of_its_own(args, **FINE_TUNING), data, tokenizer)
+    if is_sharded(trainer.accelerator):
+        raise ConfigError("a task vector needs whole weights on each process: start without ZeRO-3 and FSDP")
+    trained = {name: each for name, each in trainer.model.named_parameters() if each.requires_grad}
+    start = {name: each.detach().to(args.device, copy=True) for name, each in trained.items()}
+    trainer.train()
+    if trainer.terminated:
+        raise Terminated("SIGTERM while the task vector was trained")
+    step = {name: each.detach() - start[name] for name, each in trained.items()}
+    timing = {"train_seconds": time.time() - started}
+
+    started = time.time()
+    table = try_scales(trainer, start, step, flags.scales)
+    fitting = [row["scale"] for row in table if row["perplexity_ratio"] <= flags.max_perplexity_ratio]
+    if not fitting:
+        raise ConfigError(
+            f"no scale keeps the perplexity within --max_perplexity_ratio {flags.max_perplexity_ratio}; give smaller "
+            "--scales, fewer epochs or a lower --learning_rate"
+        )
+    scale = max(fitting)
+    say(f"chosen: {scale}")
+    subtract(trainer.model, start, step, scale)
+    trainer.save_model(args.output_dir)
+    weights, after = trainer.language_weights, trainer.measure(description="after")
+    config = {**vars(model_args), **vars(data_args), **trainer.args.to_sanitized_dict(), **vars(flags)}
+    results = {
+        "schema_version": 1,
+        "config": config | {"method": "task_vector"},
+        "environment": environment(args.device, args.world_size),
+        "languages": data.languages,
+        "heldout_languages": data.heldout_languages,
+        "dropped_rows": data.dropped_rows,
+        "before": weights.figures_at_start,
+        "after": after,
+        "language_weights": [],
+        "unlearning_score": weights.score(after),
+        "task_vector": {"scale": scale, "scales": table},
+        "timing": timing,
+    }
+    if reference:
+        results["never_seen"] = trainer.measure(load_model(reference, tokenizer), "never seen")
+    timing |= {"eval_seconds": time.time() - started, "peak_memory_bytes": peak_memory()}
+    if trainer.is_world_process_zero():
+        write_results(Path(args.output_dir) / RESULTS, results)
+    say(comparison_table(results))
+    return results
+
+
+if __name__ == "__main__":
+    try:
+        run()
+    except (UnlearnError, TrainingDiverged, Terminated) as error:
+        sys.exit(fail(f"error: {error}", EXIT_BAD_INPUT))

@@ -1,0 +1,114 @@
+"""LoRA: what trains, what is refused, and the merged model at the end."""
+
+import json
+
+import pytest
+import torch
+from material import write_material
+from tiny import tiny_model, tiny_trainer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import run_unlearn
+from unlearn_trainer.arguments import ModelArguments
+from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.models import apply_peft
+
+peft = pytest.importorskip("peft", reason="the peft package is not installed")
+
+TRAIN = "--do_train --max_steps 3 --learning_rate 1e-2 --use_peft --lora_r 2".split()
+
+
+def logits(model):
+    model.eval()
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+@pytest.mark.parametrize("kind", ["llama-tied", "gpt2", "bloom"])
+def test_merged_model_is_an_ordinary_one_with_the_same_logits(kind, tmp_path):
+    out = tmp_path / "out"
+    flags = [*write_material(tmp_path, kind=kind), "--output_dir", str(out), "--dtype", "float64"]
+    run_unlearn.run([*flags, *TRAIN, "--merge_adapter"])
+    merged, info = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(info.values()), info
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float64)
+    assert type(merged) is type(base) and merged.dtype == base.dtype
+    assert merged.state_dict().keys() == base.state_dict().keys()
+    before = logits(base)
+    adapted = peft.PeftModel.from_pretrained(base, out / "adapter")
+    torch.testing.assert_close(logits(merged), logits(adapted), rtol=1e-9, atol=1e-9)
+    assert (logits(merged) - before).abs().max() > 1e-2
+    assert not (out / "adapter_config.json").exists()
+    text = "ena enb enc"
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (out, tmp_path / "model")]
+    assert len({str(tokenizer(text)["input_ids"]) for tokenizer in tokenizers}) == 1
+    assert json.loads((out / "results.json").read_text())["config"]["merge_adapter"]
+
+
+def test_the_adapter_is_merged_into_the_memorized_model(tmp_path):
+    out = tmp_path / "out"
+    flags = [*write_material(tmp_path), "--output_dir", str(out), "--memorize_first", "--memorize_epochs", "1"]
+    run_unlearn.run([*flags, "--memorize_learning_rate", "1e-2", *TRAIN, "--merge_adapter"])
+    base = AutoModelForCausalLM.from_pretrained(out / "memorized")
+    adapted = peft.PeftModel.from_pretrained(base, out / "adapter")
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    torch.testing.assert_close(logits(merged), logits(adapted), rtol=1e-4, atol=1e-4)
+
+
+def test_without_the_flag_the_adapter_alone_is_saved(tmp_path):
+    out = tmp_path / "out"
+    run_unlearn.run([*write_material(tmp_path), "--output_dir", str(out), *TRAIN])
+    assert (out / "adapter_model.safetensors").exists() and (out / "tokenizer.json").exists()
+    assert not (out / "model.safetensors").exists() and not (out / "adapter").exists()
+
+
+def test_merging_needs_an_adapter():
+    with pytest.raises(ConfigError, match="--merge_adapter .* add --use_peft"):
+        ModelArguments("model", merge_adapter=True)
+
+
+@pytest.mark.parametrize(("kind", "target"), [("llama", "q_proj"), ("llama-tied", "q_proj"), ("gpt2", "c_attn")])
+def test_an_adapter_on_the_vocabulary_head_is_refused(kind, target):
+    arguments = ModelArguments("model", use_peft=True, lora_target_modules=[f"{target},lm_head"])
+    with pytest.raises(ConfigError, match=f"--lora_target_modules {target} lm_head: the vocabulary head .* leave it"):
+        apply_peft(tiny_model(kind), arguments)
+    apply_peft(tiny_model(kind), ModelArguments("model", use_peft=True, lora_target_modules=[target]))
+
+
+def test_an_adapter_on_a_tied_embedding_is_not_merged():
+    modules = ["embed_tokens", "q_proj"]
+    arguments = ModelArguments("model", use_peft=True, lora_target_modules=modules, merge_adapter=True)
+    with pytest.raises(ConfigError, match="--lora_target_modules embed_tokens q_proj: merging .* leave out the emb"):
+        apply_peft(tiny_model("llama-tied"), arguments)
+    apply_peft(tiny_model("llama"), arguments)
+    apply_peft(tiny_model("llama-tied"), ModelArguments("model", use_peft=True, lora_target_modules=modules))
+
+
+def adapted(**settings):
+    torch.manual_seed(1)
+    return peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, **settings))
+
+
+def train(folder, model, **changes):
+    """The parameters that a training moves."""
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    tiny_trainer(folder, model, max_steps=3, learning_rate=1e-2, **changes).train()
+    return {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@pytest.mark.parametrize("teacher", ["adapter", "resident"])
+def test_gradient_checkpointing_trains_the_adapter_alike(teacher, tmp_path):
+    models = [adapted(target_modules="all-linear") for _ in range(2)]
+    expected = {name for name, _ in models[0].named_parameters() if "lora_" in name}
+    assert train(tmp_path, models[0], teacher=teacher) == expected
+    assert train(tmp_path, models[1], teacher=teacher, gradient_checkpointing=True) == expected
+    for name, value in models[0].state_dict().items():
+        torch.testing.assert_close(models[1].state_dict()[name], value)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_modules_to_save_are_trained_whole(checkpointing, tmp_path):
+    model = adapted(target_modules=["q_proj"], modules_to_save=["norm", "mlp"])
+    expected = {name for name, _ in model.named_parameters() if "lora_" in name or "modules_to_save" in name}
+    assert any("modules_to_save" in name for name in expected)
+    assert train(tmp_path, model, gradient_checkpointing=checkpointing) == expected
