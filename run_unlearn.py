@@ -18,7 +18,8 @@ from transformers import set_seed
 from unlearn_trainer import teacher
 from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
-from unlearn_trainer.data import TokenizedData, add_alternatives, load_splits, synthetic, tokenize_splits
+from unlearn_trainer.companions import add_companions
+from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
 from unlearn_trainer.engines import engine_of_its_own, leave_process_group, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
@@ -71,9 +72,7 @@ def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
             data_args.max_seq_length,
             {split: limit for split, limit in limits.items() if limit is not None},
         )
-        if args.needs_alternatives:
-            file, length = data_args.alternative_answers, data_args.max_seq_length
-            data = add_alternatives(data, splits["forget"], tokenizer, length, args.seed, file)
+        data = add_companions(data, splits["forget"], tokenizer, data_args, args)
     return tokenizer, data
 
 

@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md, run as they stand there."""
+"""The examples of docs/extending.md, run as they stand there, and that docs/methods.md describes what there is."""
 
 import dataclasses
 import functools
@@ -14,11 +14,19 @@ from tiny import tiny_config, tiny_rows, tiny_trainer
 from torch.nn import functional as F
 
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.objectives import FORGET_OBJECTIVES, METHODS, Method, Objective
+from unlearn_trainer.objectives import (
+    FORGET_OBJECTIVES,
+    METHODS,
+    RETAIN_OBJECTIVES,
+    Method,
+    Objective,
+    objective_options,
+)
 from unlearn_trainer.parser import parse_arguments
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+METHODS_GUIDE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 OBJECTIVE, TRAIN, BOUND, COMMAND, ROWS, REDUCTION = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
@@ -130,3 +138,28 @@ def test_options_registered_before_the_flags_are_made_are_flags(tmp_path):
     )
     assert done.returncode == 2
     assert "--bounded_ascent_ceiling" in done.stderr and "invalid float value: 'high'" in done.stderr
+
+
+def test_the_table_of_methods_is_that_of_the_registry():
+    told = {}
+    for row in re.findall(r"^\| (`\w.*)\|$", METHODS_GUIDE, re.MULTILINE):
+        name, forget, retain, settings, needs = (cell.replace("`", "").strip() for cell in row.split("|"))
+        told[name.removesuffix(" (default)")] = forget, retain, settings, "teacher" in needs, "alternative" in needs
+    assert told.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        objectives = FORGET_OBJECTIVES.get(method.forget_objective), RETAIN_OBJECTIVES.get(method.retain_objective)
+        used = [objective for objective in objectives if objective]
+        forget, retain, settings, teacher, alternative = told[name]
+        assert (forget, retain) == (method.forget_objective, method.retain_objective)
+        values = {key: value if isinstance(value, str) else f"{value:g}" for key, value in method.settings.items()}
+        assert settings == " ".join(f"--{key} {value}" for key, value in values.items())
+        assert teacher == any(objective.needs_teacher for objective in used)
+        assert alternative == any("alternative" in objective.needs for objective in used)
+
+
+def test_every_objective_and_option_is_described_with_its_default():
+    forget, retain = METHODS_GUIDE.split("## Forget objectives")[1].split("## Retain objectives")
+    for text, registry in ((forget, FORGET_OBJECTIVES), (retain, RETAIN_OBJECTIVES)):
+        assert [name for name in registry if f"`{name}`" not in text] == []
+    for option, default in objective_options().items():
+        assert f"`--{option} {default:g}`" in METHODS_GUIDE

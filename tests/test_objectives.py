@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import LANGUAGES, rows_with_alternatives, tiny_config, tiny_model, tiny_rows, tiny_trainer
+from tiny import LANGUAGES, rows_with_companions, tiny_config, tiny_model, tiny_rows, tiny_trainer
 from torch.nn import functional as F
 
 from unlearn_trainer import lm_head
@@ -20,7 +20,14 @@ from unlearn_trainer.teacher_cache import CachedTeacher
 from unlearn_trainer.trainer import UnlearnTrainer
 
 OBJECTIVES = [("forget", name) for name in FORGET_OBJECTIVES] + [("retain", name) for name in RETAIN_OBJECTIVES]
-TAUGHT = [("forget", "npo"), ("forget", "dpo"), ("forget", "undial"), ("retain", "jsd"), ("retain", "rmu")]
+TAUGHT = [
+    ("forget", "calibrated"),
+    ("forget", "npo"),
+    ("forget", "dpo"),
+    ("forget", "undial"),
+    ("retain", "jsd"),
+    ("retain", "rmu"),
+]
 WEIGHTS = [0.3, 1.0, 1.7]
 # At the published powers the slopes of some vanish for random models.
 OPTIONS = {
@@ -37,8 +44,18 @@ def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, **option
     model, teacher = tiny_model(kind, 0, dtype), tiny_model(kind, 1, dtype)
     trainer = UnlearnTrainer(
         model,
-        tiny_config(folder, **{**objectives, "forget_coef": 0.7, "retain_coef": 0.7, "rmu_layer": 1, **options}),
-        rows_with_alternatives(seed=0),
+        tiny_config(
+            folder,
+            **{
+                **objectives,
+                "forget_coef": 0.7,
+                "retain_coef": 0.7,
+                "rmu_layer": 1,
+                "counterpart_coef": 1.3,
+                **options,
+            },
+        ),
+        rows_with_companions(seed=0),
         tiny_rows(4, seed=1),
         languages=LANGUAGES,
         teacher=teacher,
@@ -88,9 +105,8 @@ def kl_of(a, b):
 
 
 def naive_loss(name, side, model, teacher, batch, trainer):
-    mine = batch["is_alternative"] if name == "jensun" else batch["is_forget"] == (side == "forget")
-    if name != "jensun":
-        mine = mine & ~batch["is_alternative"]
+    others = batch["is_forget"] | batch["is_alternative"] | batch["is_counterpart"]
+    mine = batch["is_alternative"] if name == "jensun" else batch["is_forget"] if side == "forget" else ~others
     rows = naive_rows(model, batch, mine)
     with torch.no_grad():
         taught = naive_rows(teacher, batch, mine)
@@ -129,6 +145,13 @@ def naive_loss(name, side, model, teacher, batch, trainer):
             case "rmu":
                 target = 6.5 * trainer.step_loss.control if side == "forget" else old["hidden"]
                 values = ((row["hidden"] - target) ** 2).mean(-1).mean()[None]
+            case "calibrated":
+                with torch.no_grad():
+                    like = naive_rows(teacher, batch, batch["is_counterpart"])[place]
+                    unknown, hit = nll_of(like), like["logits"].argmax(-1) == like["labels"]
+                at = torch.arange(n) if len(unknown) == n else torch.arange(n) * len(unknown) // n
+                lead = row["logits"][onehot] - row["logits"].masked_fill(onehot, -math.inf).max(-1).values
+                values = F.smooth_l1_loss(s, unknown[at], reduction="none") + ~hit[at] * F.relu(lead + 0.5)
             case "npo":
                 values = -2 / 0.05 * F.logsigmoid(0.05 * (s.sum() - nll_of(old).sum()))[None]
             case "simnpo":
@@ -142,7 +165,12 @@ def naive_loss(name, side, model, teacher, batch, trainer):
         total = total + row["u"] * values.sum()
         count += len(values) if name not in ("rmu", "npo", "simnpo", "dpo") else 1
         assert n
-    return 0.7 * total / count
+    loss = 0.7 * total / count
+    if name == "calibrated":
+        pairs = zip(*(naive_rows(m, batch, batch["is_counterpart"]) for m in (model, teacher)), strict=True)
+        kls = [kl_of(b["logits"].detach().log_softmax(-1), a["logits"].log_softmax(-1)) for a, b in pairs]
+        loss = loss + 1.3 * torch.cat(kls).mean()
+    return loss
 
 
 def small_chunks(monkeypatch):
@@ -223,7 +251,7 @@ def trained(folder, side, name, **more):
             **{f"{side}_objective": name, f"{other}_objective": "nll"},
             **{"max_steps": 4, "per_device_train_batch_size": 6, "rmu_layer": 1, "learning_rate": 1e-3, **more},
         ),
-        rows_with_alternatives(seed=0),
+        rows_with_companions(seed=0),
         tiny_rows(4, seed=1),
         languages=LANGUAGES,
     )
@@ -250,7 +278,7 @@ def test_a_resumed_training_is_bit_identical(side, name, tmp_path):
     resumed = UnlearnTrainer(
         tiny_model(),
         whole.args,
-        rows_with_alternatives(seed=0),
+        rows_with_companions(seed=0),
         tiny_rows(4, seed=1),
         languages=LANGUAGES,
     )
@@ -259,29 +287,31 @@ def test_a_resumed_training_is_bit_identical(side, name, tmp_path):
         assert torch.equal(p, q), key
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_with_target_weights_and_checkpointed_activations(method, tmp_path):
+@pytest.mark.parametrize("method, schedule", [(m, s) for m in METHODS for s in ("joint", "alternate")])
+def test_every_method_trains_with_target_weights_and_checkpointed_activations(method, schedule, tmp_path):
     weighting = {} if method in ("memorize", "retain_only") else {"forget_weighting": "target"}
     trainer = tiny_trainer(
         tmp_path,
         method=method,
-        max_steps=2,
+        schedule=schedule,
+        max_steps=4,
+        per_device_train_batch_size=9,
         learning_rate=1e-3,
         gradient_checkpointing=True,
-        forget=rows_with_alternatives(6),
+        forget=rows_with_companions(6),
         **weighting,
     )
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train()
     moved = [not torch.equal(p, q) for p, q in zip(trainer.model.parameters(), before, strict=True)]
-    assert any(moved) and trainer.state.global_step == 2
+    assert any(moved) and trainer.state.global_step == 4
 
 
 def test_the_teacher_runs_for_those_who_ask_only(tmp_path):
     for method in METHODS:
         objectives = [FORGET_OBJECTIVES.get(METHODS[method].forget_objective)]
         objectives.append(RETAIN_OBJECTIVES.get(METHODS[method].retain_objective))
-        trainer = tiny_trainer(tmp_path, method=method, forget=rows_with_alternatives(6))
+        trainer = tiny_trainer(tmp_path, method=method, forget=rows_with_companions(6))
         assert (trainer.teacher is not None) == any(o is not None and o.needs_teacher for o in objectives)
 
 
@@ -305,9 +335,12 @@ def test_an_option_changes_the_loss(tmp_path):
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("method", ["dpo", "jensun"])
-def test_without_alternative_answers_they_are_refused(method, tmp_path):
-    with pytest.raises(ConfigError, match=f"--forget_objective {method} needs alternative answers"):
+COMPANION_OF = [("dpo", "alternative"), ("jensun", "alternative"), ("calibrated", "counterpart")]
+
+
+@pytest.mark.parametrize("method, companion", COMPANION_OF)
+def test_without_what_must_go_with_each_row_they_are_refused(method, companion, tmp_path):
+    with pytest.raises(ConfigError, match=f"--forget_objective {method} needs the {companion} of every row"):
         tiny_trainer(tmp_path, method=method)
 
 
@@ -319,7 +352,7 @@ def test_a_layer_that_is_not_there_is_refused(tmp_path):
 def test_a_run_cannot_be_resumed_with_other_options(tmp_path):
     whole = trained(tmp_path, "forget", "npo", save_strategy="steps", save_steps=2)
     config = dataclasses.replace(whole.args, npo_beta=0.3)
-    rows = rows_with_alternatives(seed=0), tiny_rows(4, seed=1)
+    rows = rows_with_companions(seed=0), tiny_rows(4, seed=1)
     other = UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES)
     with pytest.raises(ConfigError, match="npo_beta"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))

@@ -69,8 +69,8 @@ def tiny_rows(items: int = 6, seed: int = 0, languages=LANGUAGES, vocabulary: in
     return Dataset.from_list(rows)
 
 
-def rows_with_alternatives(items=4, seed=0):
-    """Rows of :func:`tiny_rows`, each with an alternative answer of another length after the same beginning."""
+def rows_with_companions(items=4, seed=0):
+    """Rows of :func:`tiny_rows`, each with another answer after the same beginning, and with a row like it."""
     from datasets import Dataset
 
     rows = []
@@ -79,6 +79,8 @@ def rows_with_alternatives(items=4, seed=0):
         answer = [(7 * number + 11 * place) % 200 + 3 for place in range(1 + number % 4)]
         row["alternative_input_ids"] = prompt + answer
         row["alternative_labels"] = [-100] * len(prompt) + answer
+        row["counterpart_input_ids"] = [(token * 5) % 200 + 3 for token in row["input_ids"][number % 2 :]]
+        row["counterpart_labels"] = [-100, *row["counterpart_input_ids"][1:]]
         rows.append(row)
     return Dataset.from_list(rows)
 

@@ -139,6 +139,7 @@ class ObjectiveArguments:
     retain_objective: str | None = _flag(None, "Replaces the method's objective on retain rows.")
     forget_coef: float | None = _flag(None, "Factor of the forget objective; by default as published, mostly 1.")
     retain_coef: float | None = _flag(None, "Factor of the retain objective; by default as published, mostly 1.")
+    counterpart_coef: float = _flag(1.0, "Factor of KL to the teacher on never-seen rows, with calibrated.")
     rmu_layer: int | None = _flag(
         None, "Layer whose output rmu looks at, from 1; by default at 7/32 of the depth, as published."
     )
@@ -235,11 +236,10 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         self._check_ranges()
         self._check_combinations()
 
-    @property
-    def needs_alternatives(self) -> bool:
-        """Whether the forget rows need alternative answers."""
+    def needs_companion(self, companion: str) -> bool:
+        """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
         objective = FORGET_OBJECTIVES.get(self.forget_objective)
-        return objective is not None and "alternative" in objective.needs
+        return objective is not None and companion in objective.needs
 
     def _resolve_objectives(self) -> None:
         self._check_choice("method")
@@ -260,7 +260,14 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         )
 
     def _check_ranges(self) -> None:
-        for name in ("forget_coef", "retain_coef", "retain_eta", "retain_epsilon", "retain_weight_min"):
+        for name in (
+            "forget_coef",
+            "retain_coef",
+            "counterpart_coef",
+            "retain_eta",
+            "retain_epsilon",
+            "retain_weight_min",
+        ):
             _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
         _check(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
         for name in (item.name for item in fields(MethodArguments)):

@@ -20,8 +20,8 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
         objectives: those in use.
     """
     names = [field.name for field in dataclasses.fields(policy)]
-    names += ["forget_objective", "retain_objective", "forget_coef", "retain_coef", "schedule", "language_sampling"]
-    names += ["seed", "data_seed", "lingtea_alignment"]
+    names += ["forget_objective", "retain_objective", "forget_coef", "retain_coef", "counterpart_coef"]
+    names += ["schedule", "language_sampling", "seed", "data_seed", "lingtea_alignment"]
     names += [f"{objective.name}_{option}" for objective in objectives for option in objective.options]
     if any("hidden" in objective.needs for objective in objectives):
         names.append("rmu_layer")

@@ -115,7 +115,8 @@ class StepMemory:
         self.count = sum(numel for numel, _, _ in self.parameters)
 
         objectives = [objective for objective in resolve_objectives(args).values() if objective]
-        groups = (len(objectives) if args.schedule == "joint" else 1) + args.needs_alternatives
+        groups = len(objectives) if args.schedule == "joint" else 1
+        groups += args.needs_companion("alternative")
         self.rows = args.per_device_train_batch_size * groups
         self.length = data_args.max_seq_length
         self.taught = any(objective.needs & {"kl", "teacher_logits"} for objective in objectives)

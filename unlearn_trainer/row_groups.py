@@ -6,12 +6,12 @@ from collections.abc import Mapping
 import torch
 from datasets import Dataset
 
-from .data.collator import ALTERNATIVE_COLUMNS, without_alternatives
+from .data.collator import COMPANIONS, companion_columns, with_companions
 from .errors import ConfigError
 from .objectives import IGNORED, Objective
 
-# Rows to forget, rows to keep, and what the model shall say in place of the former.
-GROUPS = ("forget", "retain", "alternative")
+# Rows to forget, rows to keep, what the model shall say in place of the former, and never-seen rows like them.
+GROUPS = ("forget", "retain", *COMPANIONS)
 
 
 @dataclasses.dataclass
@@ -47,6 +47,12 @@ class GroupTokens:
         """[n] the number of each token within its row, from 0."""
         return torch.arange(len(self.row_of), device=self.row_of.device) - torch.searchsorted(self.row_of, self.row_of)
 
+    def aligned(self, other: "GroupTokens") -> torch.Tensor:
+        """[n] index into ``other``'s tokens of the one at the like place in the row of the same number."""
+        counts, others = self.per_row[self.row_of], other.per_row[self.row_of]
+        first = torch.searchsorted(other.row_of, self.row_of)
+        return first + torch.where(counts == others, self.places, self.places * others // counts)
+
     def row_sums(self, values: torch.Tensor) -> torch.Tensor:
         """[R] sums over the tokens of each row of ``values`` [n]."""
         return values.new_zeros(len(self.rows)).index_add_(0, self.row_of, values)
@@ -54,9 +60,9 @@ class GroupTokens:
 
 def rows_of(batch: Mapping[str, torch.Tensor], group: str) -> torch.Tensor:
     """[rows] which rows of a batch belong to ``group``, as a mask."""
-    if group == "alternative":
-        return batch["is_alternative"]
-    return (batch["is_forget"] == (group == "forget")) & ~batch["is_alternative"]
+    if group != "retain":
+        return batch[f"is_{group}"]
+    return ~torch.stack([batch[f"is_{each}"] for each in GROUPS if each != "retain"]).any(0)
 
 
 def group_tokens(batch: Mapping[str, torch.Tensor], group: str, at_label: bool = False) -> GroupTokens:
@@ -87,11 +93,12 @@ def rows_in_use(
             raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
         used[side] = rows if objective is not None else None
         if objective is not None and side == "forget":
-            if "alternative" not in objective.needs:
-                used[side] = without_alternatives(rows)
-            elif ALTERNATIVE_COLUMNS[0] not in rows.column_names:
-                raise ConfigError(
-                    f"--forget_objective {objective.name} needs alternative answers: add them to the forget rows with "
-                    "unlearn_trainer.data.add_alternatives"
-                )
+            needed = [each for each in COMPANIONS if each in objective.needs]
+            used[side] = with_companions(rows, needed)
+            for companion in needed:
+                if companion_columns(companion)[0] not in rows.column_names:
+                    raise ConfigError(
+                        f"--forget_objective {objective.name} needs the {companion} of every row: add them with "
+                        f"unlearn_trainer.data.add_{companion}s"
+                    )
     return used

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments, UnlearnConfig
 from .data import TokenizedData
-from .data.collator import TrainingRows, without_alternatives
+from .data.collator import TrainingRows, with_companions
 from .engines import engine_of_its_own
 from .errors import ConfigError
 from .language_weights import WeightPolicy
@@ -74,7 +74,7 @@ def stage_folder(
         "batch": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "seed": args.seed,
         "languages": data.languages,
-        "rows": TrainingRows(without_alternatives(data.datasets["forget"]), data.datasets.get("retain")).digests(),
+        "rows": TrainingRows(with_companions(data.datasets["forget"], ()), data.datasets.get("retain")).digests(),
     }
     if folder.exists():
         described = json.loads((folder / DESCRIPTION).read_text()) if (folder / DESCRIPTION).exists() else {}

@@ -118,7 +118,8 @@ class _Side:
         of_group = counts[GROUPS.index(group)]
         self.divisors = of_group[[list(COUNTERS).index(count) for count in objective.counts]].clamp(min=1)
         self.coefficient = step.num_processes * getattr(step.args, f"{side}_coef")
-        self.language_weights, self.distill_weights = getattr(weights, side), weights.distill
+        self.distill_weights = weights.distill
+        self.language_weights = getattr(weights, side, None) or [1.0] * len(weights.languages)
         # Decided by the whole step, so that all processes agree whether a sharded teacher runs.
         self.is_taught = of_group[list(COUNTERS).index("tokens")] > 0
         self.asked = asked_of(side, objective, step.layer)
@@ -142,8 +143,11 @@ class _Side:
         self.segments.append(segment)
         return segment
 
-    def _teacher_states(self, asked: Asked, tokens: GroupTokens) -> torch.Tensor | None:
-        return self.step.teacher.states(asked, self.batch, tokens) if self.is_taught else None
+    def _teacher_states(self, asked: Asked, tokens: GroupTokens) -> torch.Tensor:
+        if self.is_taught:
+            return self.step.teacher.states(asked, self.batch, tokens)
+        shape = {"hidden": (0, 1), "nll": (0,), "prediction": (0, 2)}[asked.kind]
+        return torch.zeros(shape, device=tokens.rows.device)  # of no token
 
     def _add_tokens(self, tokens):
         """Every token has a loss of its own."""
@@ -158,8 +162,9 @@ class _Side:
         if self.objective.at_label:
             segment.other_positions = segment.positions + 1
         for asked in self.asked:
-            segment.teacher_hidden = self._teacher_states(asked, tokens)
-            segment.teacher_head = self.step.teacher.head if self.is_taught else None
+            if asked.kind == "hidden":
+                segment.teacher_hidden = self._teacher_states(asked, tokens)
+                segment.teacher_head = self.step.teacher.head if self.is_taught else None
         return segment
 
     def _add_layer(self):
@@ -168,8 +173,7 @@ class _Side:
         extras = self._extras(tokens)
         for asked in self.asked:
             taught = self._teacher_states(asked, tokens)
-            if taught is not None:
-                extras["teacher_hidden"] = taught if taught.dtype == torch.float64 else taught.float()
+            extras["teacher_hidden"] = taught if taught.dtype == torch.float64 else taught.float()
         loss = self._token_loss(tokens, extras)
         segment = LayerSegment(
             self.step.layer,
@@ -186,6 +190,10 @@ class _Side:
             extras["place"] = tokens.places
         if "row_tokens" in needs:
             extras["row_tokens"] = tokens.per_row[tokens.row_of]
+        if "counterpart" in needs:
+            like = group_tokens(self.batch, "counterpart")
+            predicted = self._teacher_states(self.asked[0], like)[tokens.aligned(like)]
+            extras["unknown_nll"], extras["unknown_hit"] = predicted[:, 0], predicted[:, 1] > 0.5
         if "distill_weight" in needs and self.step.args.distill_weighting != "token":
             extras["distill_weight"] = _per_language(self.distill_weights, tokens.languages)
         return extras
@@ -217,9 +225,7 @@ class _Side:
             tokens = group_tokens(self.batch, "alternative")
             groups.append(_RowSums(tokens, self._add(tokens, looks_ahead=True)))
         for asked, sums in zip(self.asked, groups, strict=bool(self.asked)):
-            taught = self._teacher_states(asked, sums.tokens)
-            if taught is not None:
-                sums.teacher_nll = sums.tokens.row_sums(taught)
+            sums.teacher_nll = sums.tokens.row_sums(self._teacher_states(asked, sums.tokens))
         weights = _per_language(self.language_weights, self.tokens.row_languages)
         self.look_ahead = lambda: self._settle(groups, weights)
         return own.segment
@@ -284,17 +290,16 @@ class _RowSums:
 
 
 def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
-    """The objectives of both sides; ``None`` for a side that is not trained on."""
+    """The objectives of both sides, ``None`` for one that is not trained on, and of counterparts, if any."""
     forget = FORGET_OBJECTIVES.get(args.forget_objective)
     retain = RETAIN_OBJECTIVES.get(args.retain_objective)
     if args.retain_objective == "lingtea" and args.lingtea_alignment == "released":
         retain = LINGTEA_RELEASED
     if forget is None and retain is None:
         raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
-    return {
-        side: objective and objective.with_options(args)
-        for side, objective in (("forget", forget), ("retain", retain))
-    }
+    counterpart = RETAIN_OBJECTIVES["kl"] if forget is not None and "counterpart" in forget.needs else None
+    found = {"forget": forget, "retain": retain, "counterpart": counterpart}
+    return {side: objective and objective.with_options(args) for side, objective in found.items()}
 
 
 def inner_layer(args: UnlearnConfig, layers: int) -> int:

@@ -28,14 +28,15 @@ class Asked:
 
     Args:
         group: of :data:`~.row_groups.GROUPS`.
-        kind: ``hidden``, states [n, d], or ``nll``, -log p of each token [n].
+        kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that and whether the
+            token is the likeliest (1 or 0), [n, 2].
         shift: how many columns behind the predicting position the states are taken.
         layer: of the states, an index into ``hidden_states``, at the positions that carry the labels; ``None`` for
             the final ones, which the vocabulary head gets.
     """
 
     group: str
-    kind: Literal["hidden", "nll"]
+    kind: Literal["hidden", "nll", "prediction"]
     shift: int = 0
     layer: int | None = None
 
@@ -48,6 +49,8 @@ def asked_of(side: str, objective: Objective, layer: int) -> list[Asked]:
     """
     if not objective.needs_teacher:
         return []
+    if "counterpart" in objective.needs:
+        return [Asked("counterpart", "prediction")]
     if "teacher_hidden" in objective.needs:
         return [Asked(side, "hidden", layer=layer)]
     alternative = "alternative" in objective.needs
@@ -192,5 +195,7 @@ def _states(model, asked, batch, tokens):
         return model(**layout.inputs, positions=positions, layer=asked.layer)["hidden"]
     segment = Segment(positions, tokens.targets, frozenset({"nll"}))
     model(**layout.inputs, segments=Segments(segment))
-    nll = segment.statistics.nll
-    return nll if nll is not None else torch.zeros(0, device=positions.device)
+    nll, hit = segment.statistics.nll, segment.statistics.hit
+    if nll is None:
+        nll = hit = torch.zeros(0, device=positions.device)
+    return nll if asked.kind == "nll" else torch.stack([nll, hit.to(nll.dtype)], 1)

@@ -90,7 +90,7 @@ class TeacherCache:
                 counted = labels[row] if asked.layer is not None else labels[row][1:]
                 counts[row] = sum(label != IGNORE_INDEX for label in counted)
             self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
-            width = (hidden_size,) if asked.kind == "hidden" else ()
+            width = {"hidden": (hidden_size,), "nll": (), "prediction": (2,)}[asked.kind]
             self.sizes[asked] = (int(counts.sum()), *width)
 
     @property

@@ -28,7 +28,8 @@ class TokenStatistics:
     function makes of the logits, ``log_prob_mean`` and ``log_prob_std`` the moments of log p under p (for Min-K++).
     From elsewhere come ``distill_weight``, the weight of the teacher that the language weights prescribe, ``place``,
     the token's number among the labelled ones of its row, ``row_tokens``, how many these are, ``hidden`` and
-    ``teacher_hidden`` [tokens, d], the states of a layer at the token, and ``control`` [d], a random unit vector.
+    ``teacher_hidden`` [tokens, d], the states of a layer at the token, ``control`` [d], a random unit vector, and
+    ``unknown_nll`` and ``unknown_hit``, how the teacher predicts a never-seen token like this one.
     """
 
     nll: torch.Tensor | None = None
@@ -44,6 +45,8 @@ class TokenStatistics:
     hidden: torch.Tensor | None = None
     teacher_hidden: torch.Tensor | None = None
     control: torch.Tensor | None = None
+    unknown_nll: torch.Tensor | None = None
+    unknown_hit: torch.Tensor | None = None
 
 
 class Tile:

@@ -285,6 +285,8 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         figures = {side: found.row_figures() for side, found in sides.items()}
         self._agree(loss, figures, {side: found.tokens for side, found in sides.items()})
         for side, found in sides.items():
+            if side not in SIDES:
+                continue
             if found.terms.terms is not None:
                 self._logged_losses[SIDES.index(side)] += found.terms.terms.sum()
             self.language_weights.add_batch(side, found.tokens.row_languages, figures[side])

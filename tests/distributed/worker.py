@@ -3,7 +3,7 @@
     python worker.py OUT START ENGINE CASE...        # alone: the reference
     torchrun --nproc_per_node 2 worker.py ...        # or accelerate launch, or deepspeed
 
-Cases: fp32, bf16, lora (fp32 with an adapter, whose base model teaches); methods and methods-lora: a short run of every
+Cases: fp32, bf16, lora (fp32 with an adapter, whose base model teaches); methods and methods-lora: a short run of each
 method that has its own objective. Rank 0 writes OUT/report.json, by case; the final models are in OUT/CASE/whole and
 OUT/CASE/resumed, of the methods in OUT/CASE/METHOD/whole and so on.
 """
@@ -20,10 +20,11 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import LANGUAGES, rows_with_alternatives, tiny_rows
+from tiny import LANGUAGES, rows_with_companions, tiny_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from unlearn_trainer.arguments import UnlearnConfig
+from unlearn_trainer.data.collator import COMPANIONS
 from unlearn_trainer.engines import start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.objectives import METHODS
@@ -77,8 +78,8 @@ def config(out, engine, case, **changes):
 
 def make_trainer(args, start, case):
     rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(("forget", "retain", "valid"))}
-    if args.needs_alternatives:
-        rows["forget"] = rows_with_alternatives(6)
+    if any(map(args.needs_companion, COMPANIONS)):
+        rows["forget"] = rows_with_companions(6)
 
     def load():
         return AutoModelForCausalLM.from_pretrained(start, dtype=torch.float32, attn_implementation="eager")

@@ -1,6 +1,7 @@
 """Data: rows from files or the Hub, checked across splits and tokenized."""
 
-from .alternatives import add_alternatives, load_alternatives, with_alternatives
+from .alternatives import add_alternatives, find_alternatives, load_alternatives, with_alternatives
+from .calibration import add_counterparts
 from .checks import check_splits
 from .rows import QA, Cloze, Item, Passage, Text, parse_line, read_jsonl
 from .sources import load_splits
@@ -14,7 +15,9 @@ __all__ = [
     "Text",
     "TokenizedData",
     "add_alternatives",
+    "add_counterparts",
     "check_splits",
+    "find_alternatives",
     "load_alternatives",
     "load_splits",
     "parse_line",

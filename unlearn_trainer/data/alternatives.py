@@ -20,7 +20,8 @@ from .rows import MASK, Cloze, Item, Passage, Text, shorten
 from .tokenize import IDS, Encoded, TokenizedData, cached_rows, encode, hash_tokenizer
 
 FLAG = "--alternative_answers"
-SHIPPED = Path(__file__).with_name("alternatives.json")
+ALTERNATIVES = "alternatives.json"  # in a folder of data it is taken without being named
+SHIPPED = Path(__file__).with_name(ALTERNATIVES)
 FEATURES = datasets.Features({"alternative_input_ids": IDS, "alternative_labels": IDS})
 
 # ISO 639-3 (as in FLORES codes) to the code of the shipped texts; macrolanguages beside their standard variety.
@@ -54,6 +55,12 @@ def add_alternatives(
     languages = [*data.languages, *data.heldout_languages]
     rows = with_alternatives(data.datasets["forget"], forget, alternatives, languages, tokenizer, max_seq_length, seed)
     return replace(data, datasets={**data.datasets, "forget": rows})
+
+
+def find_alternatives(path: str | None, data_dir: str | None) -> str | None:
+    """The file that was named, else the one that lies beside the splits, else ``None``."""
+    beside = Path(data_dir or "") / ALTERNATIVES
+    return path or (str(beside) if data_dir and beside.is_file() else None)
 
 
 def load_alternatives(languages: Sequence[str], path: str | None = None) -> dict[str, tuple[str, ...]]:

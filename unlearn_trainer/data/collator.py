@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,19 @@ from torch.utils.data import Dataset
 
 IGNORE_INDEX = -100  # what PyTorch and transformers leave out of a loss
 COLUMNS = ("input_ids", "labels", "language")
-ALTERNATIVE_COLUMNS = ("alternative_input_ids", "alternative_labels")
+# Rows that may go with a forget row: what shall be said instead, and one like it that the model never saw.
+COMPANIONS = ("alternative", "counterpart")
 
 
-def without_alternatives(rows):
-    """A tokenized split without the columns of alternative answers."""
-    return rows.remove_columns([name for name in ALTERNATIVE_COLUMNS if name in rows.column_names])
+def companion_columns(companion: str) -> tuple[str, str]:
+    """The columns of the forget split that hold a companion's tokens and labels."""
+    return f"{companion}_input_ids", f"{companion}_labels"
+
+
+def with_companions(rows, companions: Collection[str]):
+    """A tokenized split without the columns of all companions but these."""
+    dropped = {name for each in COMPANIONS if each not in companions for name in companion_columns(each)}
+    return rows.remove_columns([name for name in rows.column_names if name in dropped])
 
 
 class TrainingRows(Dataset):
@@ -22,15 +30,16 @@ class TrainingRows(Dataset):
 
     Args:
         forget, retain: tokenized `datasets.Dataset` of each split, or `None` for a split that is not trained on.
-            Alternative answers are passed on where the forget split has them.
+            Companions are passed on where the forget split has them.
     """
 
     def __init__(self, forget, retain):
         self._splits = {}
         for is_forget, split in ((True, forget), (False, retain)):
             if split is not None:
-                extra = [name for name in ALTERNATIVE_COLUMNS if is_forget and name in split.column_names]
-                self._splits[is_forget] = split.select_columns([*COLUMNS, *extra]).with_format(None)
+                extra = [name for each in COMPANIONS for name in companion_columns(each)] if is_forget else []
+                columns = [*COLUMNS, *(name for name in extra if name in split.column_names)]
+                self._splits[is_forget] = split.select_columns(columns).with_format(None)
 
     def __len__(self) -> int:
         return sum(map(len, self._splits.values()))
@@ -50,12 +59,12 @@ class TrainingRows(Dataset):
         return {**self._splits[is_forget][row], "is_forget": is_forget, "row": row}
 
     def lengths(self) -> dict[bool, list[int]]:
-        """Tokens of every row of each split, those of its alternative answer not counted."""
+        """Tokens of every row of each split, those of its companions not counted."""
         return {is_forget: [len(ids) for ids in split["input_ids"]] for is_forget, split in self._splits.items()}
 
     def labels(self, group: str) -> list[list[int]]:
-        """The labels of every row of `forget`, `retain` or `alternative`, the alternative answers to forget."""
-        return self._splits[group != "retain"]["alternative_labels" if group == "alternative" else "labels"][:]
+        """The labels of every row of `forget`, `retain`, or of one of the companions of forget."""
+        return self._splits[group != "retain"][companion_columns(group)[1] if group in COMPANIONS else "labels"][:]
 
     def __getitems__(self, pairs: list[tuple[bool, int]]) -> list[dict]:
         """All rows of a batch with one read of each split, which is what `DataLoader` prefers; keeps the order."""
@@ -74,7 +83,7 @@ class TrainingRows(Dataset):
 class UnlearnCollator:
     """Pads rows on the right, whatever the tokenizer's own padding side, and puts the forget rows first.
 
-    Next come the alternative answers of those forget rows that have one, in the same order, and then the retain rows.
+    Next come the companions of those forget rows that have them, kind by kind in the same order, then the retain rows.
 
     Which positions are real is read from the lengths alone: many tokenizers pad with their end-of-sequence token.
 
@@ -91,14 +100,14 @@ class UnlearnCollator:
 
         Args:
             rows: dicts with `input_ids` and `labels` (equally long lists), `language`, `is_forget` and `row`, its
-                number in its split; forget rows may have `alternative_input_ids` and `alternative_labels` (empty:
+                number in its split; forget rows may have `<companion>_input_ids` and `<companion>_labels` (empty:
                 there is none); other keys are left out. An empty list gives one row of one pad token without
                 labels: a rank whose share of a step is empty still takes part in the step's collective operations.
 
         Returns:
             `input_ids`, `attention_mask`, `labels`: int64 [B, T], labels -100 where there is none;
-            `language`, `row`: int64 [B], an alternative's are those of its forget row;
-            `is_forget`, `is_alternative`: bool [B], both False for retain rows.
+            `language`, `row`: int64 [B], a companion's are those of its forget row;
+            `is_forget`, `is_alternative`, `is_counterpart`: bool [B], all False for retain rows.
         """
         if not rows:
             rows = [
@@ -111,19 +120,14 @@ class UnlearnCollator:
                 }
             ]
         forget = [row for row in rows if row["is_forget"]]
-        alternatives = [
-            {
-                "input_ids": row["alternative_input_ids"],
-                "labels": row["alternative_labels"],
-                "language": row["language"],
-                "is_forget": False,
-                "row": row["row"],
-            }
-            for row in forget
-            if row.get("alternative_input_ids")
-        ]
-        rows = [*forget, *alternatives, *(row for row in rows if not row["is_forget"])]
-        places = torch.arange(len(rows))
+        ordered = [(row, "forget") for row in forget]
+        for companion in COMPANIONS:
+            ids, labels = companion_columns(companion)
+            ordered += [
+                ({**row, "input_ids": row[ids], "labels": row[labels]}, companion) for row in forget if row.get(ids)
+            ]
+        ordered += [(row, "retain") for row in rows if not row["is_forget"]]
+        rows = [row for row, _ in ordered]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         width = int(lengths.max())
         if self.pad_to_multiple_of:
@@ -138,6 +142,8 @@ class UnlearnCollator:
             "labels": pad("labels", IGNORE_INDEX),
             "language": torch.tensor([row["language"] for row in rows], dtype=torch.long),
             "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
-            "is_forget": torch.tensor([bool(row["is_forget"]) for row in rows]),
-            "is_alternative": (places >= len(forget)) & (places < len(forget) + len(alternatives)),
+            **{
+                f"is_{group}": torch.tensor([found == group for _, found in ordered])
+                for group in ("forget", *COMPANIONS)
+            },
         }

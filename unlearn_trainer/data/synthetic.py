@@ -14,7 +14,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .alternatives import load_alternatives
+from .alternatives import ALTERNATIVES
 
 LANGUAGES = ("en", "es", "fr", "tr", "sw", "ru", "ar", "hi", "zh", "el")
 HELDOUT_LANGUAGES = ("de", "uk")
@@ -178,7 +178,8 @@ def write_corpus(folder: str | Path, seed: int = 0) -> None:
 
     A split holds four facts about each of its people (``PEOPLE_PER_SPLIT``), and nobody is in two splits. An answer
     belongs to one fact only; its three rivals are the answers that other people of the split have to the same
-    question, in the same order in every language. The same seed writes the same bytes.
+    question, in the same order in every language. Beside the splits lie alternative answers. The same seed writes the
+    same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -206,6 +207,10 @@ def write_corpus(folder: str | Path, seed: int = 0) -> None:
                         item["answers"][language] = [_localize(answer, language)]
                         item["candidates"][language] = [_localize(each, language) for each in candidates]
                     file.write(json.dumps(item, ensure_ascii=False) + "\n")
+    # The tokenizer knows the letters of names, and few others: what is said instead is a name that nobody has.
+    nobody = words.draw(3)
+    unknown = {language: [_localize(nobody, language)] for language in (*LANGUAGES, *HELDOUT_LANGUAGES)}
+    (folder / ALTERNATIVES).write_text(json.dumps(unknown, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _tokenizer_words() -> Iterator[str]:
@@ -218,12 +223,6 @@ def _tokenizer_words() -> Iterator[str]:
     for templates in _TEMPLATES.values():
         for template in templates.values():
             yield from [template.format(name="·").replace(_MASK, "·")] * 2
-
-
-def _letters_of_alternatives() -> set[str]:
-    """So that a model can also learn to say that it does not know."""
-    texts = load_alternatives([*LANGUAGES, *HELDOUT_LANGUAGES])
-    return {letter for each in texts.values() for text in each for letter in text if not letter.isspace()}
 
 
 def _train_tokenizer() -> PreTrainedTokenizerFast:
@@ -241,7 +240,7 @@ def _train_tokenizer() -> PreTrainedTokenizerFast:
         vocab_size=4000,
         min_frequency=2,
         special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
-        initial_alphabet=sorted({*"0123456789", *_letters_of_alternatives()}),
+        initial_alphabet=list("0123456789"),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_tokenizer_words(), trainer)

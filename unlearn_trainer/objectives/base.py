@@ -12,7 +12,7 @@ from ..lm_head import TokenStatistics
 
 IGNORED = -100
 # What the frozen original model has to run for.
-FROM_TEACHER = {"kl", "teacher_nll", "teacher_logits", "teacher_hidden"}
+FROM_TEACHER = {"kl", "teacher_nll", "teacher_logits", "teacher_hidden", "counterpart"}
 
 
 @dataclasses.dataclass
@@ -45,10 +45,12 @@ class Objective:
         name: as on the command line.
         function: ``TokenStatistics -> Tensor [tokens]`` or a tuple of such, one a term; or of rows.
         needs: a subset of ``nll``, ``kl``, ``teacher_nll``, ``reduced``, ``teacher_logits``, ``log_prob_moments``,
-            ``distill_weight``, ``place``, ``row_tokens``, ``hidden``, ``teacher_hidden``, ``control`` and
-            ``alternative``. The last gives rows the figures of their alternative answers; a function of tokens gets
-            the tokens of the alternative answers in place of those that are to go. With ``hidden`` the tokens are
-            those that *carry* a label.
+            ``distill_weight``, ``place``, ``row_tokens``, ``hidden``, ``teacher_hidden``, ``control``,
+            ``counterpart`` and ``alternative``. The last gives rows the figures of their alternative answers; a
+            function of tokens gets the tokens of the alternative answers in place of those that are to go. With
+            ``counterpart`` the statistics have ``unknown_nll`` and ``unknown_hit``, and KL to the teacher keeps the
+            counterparts as they are (``--counterpart_coef``). With ``hidden`` the tokens are those that *carry* a
+            label.
         counts: which of :data:`COUNTERS` divides each term.
         reduction: for ``reduced``: maps (logits [n, V], the teacher's or ``None``, targets [n]) to one value a token,
             differentiable by the logits.

@@ -105,6 +105,20 @@ def rmu(tokens: TokenStatistics, *, steering: float = 6.5):
     return distance / tokens.row_tokens
 
 
+def _lead(logits, teacher_logits, targets):
+    targets = targets[:, None]
+    others = logits.scatter(-1, targets, torch.finfo(logits.dtype).min)
+    return logits.gather(-1, targets)[:, 0] - others.amax(-1)
+
+
+def calibrated(tokens: TokenStatistics, *, margin: float = 0.5):
+    """Each token is moved to where a never-seen token of its language is, and no further (ours; see docs/methods.md):
+    smooth L1 distance of its NLL from the one that the teacher gives the counterpart's token and, where the teacher
+    does not predict that one, a hinge on the lead of the label's logit over the next, which ends at -``margin``."""
+    gap = F.smooth_l1_loss(tokens.nll, tokens.unknown_nll, reduction="none")
+    return gap + torch.where(tokens.unknown_hit, 0, F.relu(tokens.reduced + margin))
+
+
 _TOKENS = frozenset({"nll"})
 _ROWS = frozenset({"nll", "teacher_nll"})
 FORGET_OBJECTIVES = {
@@ -123,6 +137,7 @@ FORGET_OBJECTIVES = {
         Objective("pdu", pdu, frozenset({"reduced"}), reduction=_spread),
         # As the public implementation does it: at the positions where the labels stand, not where they are predicted.
         Objective("pdu_unshifted", pdu, frozenset({"reduced"}), reduction=_spread, at_label=True),
+        Objective("calibrated", calibrated, frozenset({"nll", "reduced", "counterpart"}), reduction=_lead),
         Objective("rmu", rmu, frozenset({"hidden", "control", "row_tokens"}), ("rows",)),
     )
 }
