@@ -4,31 +4,35 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearn_trainer.data.collator import TrainingRows, UnlearnCollator
+from unlearn_trainer.data.collator import COMPANIONS, TrainingRows, UnlearnCollator
 
 PAD = 1
 quick = settings(max_examples=40, deadline=None)
 
-alternatives = st.one_of(
-    st.just({}),
-    st.lists(st.integers(0, 4), max_size=12).map(
-        lambda ids: {"alternative_input_ids": ids, "alternative_labels": [-100, -100, *ids[2:]][: len(ids)]}
-    ),
-)
+
+def companions(kind):
+    """The columns of a companion that a forget row may or may not have; an empty one is none."""
+    columns = st.lists(st.integers(0, 4), max_size=12).map(
+        lambda ids: {f"{kind}_input_ids": ids, f"{kind}_labels": [-100, -100, *ids[2:]][: len(ids)]}
+    )
+    return st.one_of(st.just({}), columns)
+
+
 rows = st.lists(
     st.builds(
-        lambda ids, language, is_forget, alternative: {
+        lambda ids, language, is_forget, alternative, counterpart: {
             "input_ids": ids,
             "labels": [-100, *ids[1:]],
             "language": language,
             "is_forget": is_forget,
             "row": len(ids),
-            **(alternative if is_forget else {}),
+            **(alternative | counterpart if is_forget else {}),
         },
         st.lists(st.integers(0, 4), min_size=1, max_size=9),  # often holds the pad id as a real token
         st.integers(0, 3),
         st.booleans(),
-        alternatives,
+        companions("alternative"),
+        companions("counterpart"),
     ),
     min_size=1,
     max_size=6,
@@ -37,15 +41,18 @@ rows = st.lists(
 
 @quick
 @given(rows, st.sampled_from([None, 4]))
-def test_batch_holds_the_rows_padded_right_forget_first_then_alternatives_then_retain(rows, multiple):
+def test_batch_holds_the_rows_padded_right_forget_first_then_companions_then_retain(rows, multiple):
     batch = UnlearnCollator(PAD, pad_to_multiple_of=multiple)(rows)
     forget, retain = ([row for row in rows if row["is_forget"] == side] for side in (True, False))
-    alternatives = [
-        {**row, "input_ids": row["alternative_input_ids"], "labels": row["alternative_labels"], "is_forget": False}
-        for row in forget
-        if row.get("alternative_input_ids")
-    ]
-    expected = forget + alternatives + retain
+    groups = {"forget": forget}
+    for kind in COMPANIONS:
+        groups[kind] = [
+            {**row, "input_ids": row[f"{kind}_input_ids"], "labels": row[f"{kind}_labels"]}
+            for row in forget
+            if row.get(f"{kind}_input_ids")
+        ]
+    groups["retain"] = retain
+    expected = [row for group in groups.values() for row in group]
     longest = max(len(row["input_ids"]) for row in expected)
     width = batch["input_ids"].shape[1]
     assert width == (longest if multiple is None else -(-longest // 4) * 4)
@@ -56,12 +63,11 @@ def test_batch_holds_the_rows_padded_right_forget_first_then_alternatives_then_r
         assert batch["labels"][index].tolist() == row["labels"] + [-100] * (width - n)
         assert batch["attention_mask"][index].tolist() == [1] * n + [0] * (width - n)
     assert batch["language"].tolist() == [row["language"] for row in expected]
-    assert batch["is_forget"].tolist() == [row["is_forget"] for row in expected]
     assert batch["row"].tolist() == [row["row"] for row in expected]
-    marks = [False] * len(forget) + [True] * len(alternatives) + [False] * len(retain)
-    assert batch["is_alternative"].tolist() == marks
+    for kind in ("forget", *COMPANIONS):
+        assert batch[f"is_{kind}"].tolist() == [group == kind for group, found in groups.items() for _ in found]
     dtypes = {name: torch.int64 for name in ("input_ids", "attention_mask", "labels", "language", "row")}
-    dtypes |= dict.fromkeys(("is_forget", "is_alternative"), torch.bool)
+    dtypes |= dict.fromkeys(("is_forget", "is_alternative", "is_counterpart"), torch.bool)
     assert {name: tensor.dtype for name, tensor in batch.items()} == dtypes
 
 
@@ -75,6 +81,7 @@ def test_empty_batch_is_one_row_without_labels():
         "row": [0],
         "is_forget": [False],
         "is_alternative": [False],
+        "is_counterpart": [False],
     }
 
 

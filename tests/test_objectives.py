@@ -315,6 +315,49 @@ def test_the_teacher_runs_for_those_who_ask_only(tmp_path):
         assert (trainer.teacher is not None) == any(o is not None and o.needs_teacher for o in objectives)
 
 
+@pytest.mark.parametrize("name", ["gradient_ascent", "npo", "calibrated"])
+def test_the_guard_adds_the_gradient_at_relearned_weights_and_leaves_these_as_they_were(name, tmp_path):
+    trainer, _ = make_trainer(tmp_path, "forget", name, relearn_coef=0.7, relearn_steps=2, relearn_rate=1e-3)
+    batch = batch_of(trainer, "forget")
+    model, weights = trainer.model, [p.detach().clone() for p in trainer.model.parameters()]
+    attacked = trainer.relearning_guard._attacked(batch, len(LANGUAGES), 0)
+    chosen = set(batch["language"][attacked].tolist())
+    assert 0 < len(chosen) < len(LANGUAGES)
+
+    def gradient(loss):
+        return torch.cat(
+            [g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)]
+        )
+
+    plain = gradient(trainer.compute_loss(model, batch))
+    # By hand: two steps of the sign of the gradient of the mean NLL, then the forget loss of the other languages.
+    mine = {key: value[attacked & batch["is_forget"]] for key, value in batch.items()}
+    for _ in range(2):
+        rows = naive_rows(model, mine, mine["is_forget"])
+        slopes = torch.autograd.grad(
+            torch.cat([nll_of(row) for row in rows]).mean(), list(model.parameters()), materialize_grads=True
+        )
+        with torch.no_grad():
+            for p, slope in zip(model.parameters(), slopes, strict=True):
+                p -= 1e-3 * slope.sign()
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    rest = {key: value[~attacked] for key, value in batch.items()}
+    trainer.objectives["counterpart"] = None
+    expected = plain + 0.7 * gradient(trainer.compute_loss(model, rest, num_items_in_batch=counts))
+    with torch.no_grad():
+        for p, weight in zip(model.parameters(), weights, strict=True):
+            p.copy_(weight)
+    fresh, _ = make_trainer(tmp_path, "forget", name, relearn_coef=0.7, relearn_steps=2, relearn_rate=1e-3)
+    fresh.model.train()
+    loss = fresh.compute_loss(fresh.model, batch)
+    loss.backward()
+    found = torch.cat([p.grad.flatten() for p in fresh.model.parameters()])
+    # A slope within the rounding of 0 may have either sign.
+    assert (found - expected).norm() < 1e-3 * (expected - plain).norm()
+    assert (expected - plain).norm() > 0.01 * plain.norm()
+    assert all(torch.equal(p, weight) for p, weight in zip(fresh.model.parameters(), weights, strict=True))
+
+
 # ---- settings -------------------------------------------------------------------------------------------------------
 
 

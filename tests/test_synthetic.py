@@ -86,7 +86,7 @@ def test_another_seed_gives_other_facts_and_weights_but_the_same_tokenizer(corpu
     build_model(tmp_path / "start", seed=1)
     assert torch.equal(torch.rand(3), expected), "the caller's random state was changed"
     first, second = contents(corpus), contents(tmp_path / "corpus")
-    assert first.keys() == second.keys() == {f"{split}.jsonl" for split in SPLITS}
+    assert first.keys() == second.keys() == {"alternatives.json", *(f"{split}.jsonl" for split in SPLITS)}
     assert all(first[name] != second[name] for name in first)
     first, second = contents(start), contents(tmp_path / "start")
     assert {name for name in first if first[name] != second[name]} == {"model.safetensors"}

@@ -140,6 +140,12 @@ class ObjectiveArguments:
     forget_coef: float | None = _flag(None, "Factor of the forget objective; by default as published, mostly 1.")
     retain_coef: float | None = _flag(None, "Factor of the retain objective; by default as published, mostly 1.")
     counterpart_coef: float = _flag(1.0, "Factor of KL to the teacher on never-seen rows, with calibrated.")
+    relearn_coef: float | None = _flag(
+        None,
+        "Factor of the forget loss at weights that relearned half of the languages; by default 0, but for calibrated.",
+    )
+    relearn_steps: int = _flag(2, "Steps of that relearning.")
+    relearn_rate: float | None = _flag(None, "Size of each of them, for every weight; by default 7 x learning_rate.")
     rmu_layer: int | None = _flag(
         None, "Layer whose output rmu looks at, from 1; by default at 7/32 of the depth, as published."
     )
@@ -226,6 +232,8 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         self.remove_unused_columns = False  # the collator's columns are not arguments of the model
         self.restore_callback_states_from_checkpoint = True  # the language weights live in a callback
         self._resolve_objectives()
+        if self.relearn_rate is None:
+            self.relearn_rate = 7 * self.learning_rate  # as measured on the quickstart; see docs/methods.md
         if self.stop_when_forgotten is None:
             self.stop_when_forgotten = self.forget_weighting == "target"
         if self.forget_target != "auto":
@@ -247,7 +255,7 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
             if getattr(self, name) is None:
                 setattr(self, name, getattr(METHODS[self.method], name))
             self._check_choice(name)
-        published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform"}
+        published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform", "relearn_coef": 0.0}
         for name, value in (published | METHODS[self.method].settings).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -279,7 +287,7 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         for name in ("distill_temperature", "num_train_epochs", "memorize_epochs", "memorize_learning_rate"):
             _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in (*counts, "weight_update_steps", "patience"):
+        for name in (*counts, "weight_update_steps", "patience", "relearn_steps"):
             _check(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
         _check(0 <= self.distill_constant <= 1, f"--distill_constant must be 0 to 1, not {self.distill_constant}")
         _check(
@@ -308,6 +316,11 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
             self.forget_weighting == "uniform" or (forgets and self.forget_objective != "nll"),
             f"--forget_weighting {self.forget_weighting} needs something to be forgotten, but --forget_objective is "
             f"{self.forget_objective}; choose --forget_weighting uniform or another objective",
+        )
+        _check(
+            self.relearn_coef == 0 or (forgets and self.forget_objective != "nll"),
+            f"--relearn_coef {self.relearn_coef} guards what is forgotten, but --forget_objective is "
+            f"{self.forget_objective}; leave it out",
         )
         _check(
             self.retain_weighting == "uniform" or retains,

@@ -122,6 +122,7 @@ def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConf
         learning_rate=args.memorize_learning_rate,
         forget_coef=1.0,
         retain_coef=1.0,
+        relearn_coef=0.0,
         schedule="joint",
         language_sampling="all",
         forget_weighting="uniform",

@@ -87,17 +87,19 @@ class StepLoss:
         layout: Layout,
         counts: torch.Tensor,
         weights: LanguageWeightCallback,
+        sides: Sequence[str] = ("forget", "retain", "counterpart"),
     ) -> tuple[Segments, dict[str, SideLoss]]:
         """What the forward is called with, and where each side's figures will be found afterwards.
 
         Args:
             layout: where the batch's rows lie in the student's input.
             counts: [groups, counters] over the whole optimizer step, which the objectives' terms are divided by.
+            sides: those whose loss is asked for.
         """
         parts = [
             _Side(self, side, objective, batch, layout, counts, weights)
             for side, objective in self.objectives.items()
-            if objective is not None
+            if objective is not None and side in sides
         ]
         ahead = [part.look_ahead for part in parts if part.look_ahead is not None]
         segments = Segments(

@@ -166,6 +166,8 @@ def run_methods(out, start, engine, case):
             continue
         changes = {"method": method, "max_steps": 3, "save_steps": 2, "eval_strategy": "no", "rmu_layer": 1}
         changes |= {"forget_weighting": "uniform", "retain_weighting": None, "learning_rate": 1e-3, "teacher": "auto"}
+        if engine in ("zero3", "fsdp2"):
+            changes["relearn_coef"] = 0.0
         for name in ("whole", "resumed"):
             trainer = make_trainer(config(out / method / "run", engine, case, **changes), start, case)
             resumed = str(out / method / "run" / "checkpoint-2") if name == "resumed" else None
