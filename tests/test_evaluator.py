@@ -303,6 +303,42 @@ def test_dropout_is_off_during_the_evaluation_and_the_mode_is_put_back(rows):
     assert not model.training
 
 
+def test_figures_of_single_rows_equal_plain_logits_and_loops(rows, trained_state):
+    model, plain = model_with(), model_with(head=False)
+    model.load_state_dict(trained_state)
+    plain.load_state_dict(trained_state)
+    shuffled = {split: dataset.shuffle(seed=3) for split, dataset in rows.items()}
+    found = evaluator()(model, shuffled, torch.device("cpu"))
+    by_row = evaluator(3).rows(model, shuffled, torch.device("cpu"))
+    assert list(by_row) == list(rows)
+    for split, dataset in shuffled.items():
+        columns = {name: values.tolist() for name, values in by_row[split].items()}
+        for row, values in enumerate(dataset):
+            tokens = labelled(read(plain, values["input_ids"]), values["labels"])
+            expected = naive_row(tokens) | {"loss": mean(token.nll for token in tokens), "tokens": len(tokens)}
+            expected |= {"language": values["language"], "item": values["item"]}
+            assert {name: column[row] for name, column in columns.items()} == pytest.approx(expected, rel=NOISE)
+        assert all(len(column) == len(dataset) for column in columns.values())
+        assert len({*zip(columns["language"], columns["item"], strict=True)}) == len(dataset)
+        # The same pass as the figures of languages, so the same sums.
+        for language, figures in found[split].items():
+            of = by_row[split]["language"] == LANGUAGES.index(language)
+            tokens = by_row[split]["tokens"][of]
+            assert by_row[split]["loss"][of] @ tokens / tokens.sum() == pytest.approx(figures["loss"], rel=NOISE)
+            for name in ("memorization_accuracy", "min_k_plus_plus"):
+                assert by_row[split][name][of].mean() == pytest.approx(figures[name], rel=NOISE)
+
+
+def test_figures_of_single_rows_without_the_held_out_languages(rows):
+    german = rows["valid"].filter(lambda row: row["language"] == 3)
+    splits = {"forget": rows["forget"], "valid": german}
+    by_row = evaluator().rows(model_with(), splits, torch.device("cpu"), heldout=False)
+    assert list(by_row) == ["forget"]
+    assert sorted(by_row["forget"]["language"].tolist()) == sorted(x for x in rows["forget"]["language"] if x < 3)
+    whole = evaluator().rows(model_with(), splits, torch.device("cpu"))
+    assert whole["valid"]["language"].tolist() == [3] * len(german)
+
+
 def test_flat_keys_hold_every_figure_the_mean_and_the_worst(found):
     flat = flatten_figures(found, TRAINED, "eval")
     for split, by_language in found.items():

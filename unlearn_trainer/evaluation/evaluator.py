@@ -130,12 +130,51 @@ class MultilingualEvaluator:
             probing: score the candidates of cloze and qa rows.
             description: label of the progress bar.
         """
+        sequences, table = self._score(model, datasets, device, heldout, probing, description)
+        return self._aggregate(datasets, sequences, table)
+
+    def rows(
+        self,
+        model: nn.Module,
+        datasets: Mapping[str, Dataset],
+        device: torch.device,
+        heldout: bool = True,
+        description: str = "evaluating",
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """The figures of every row, whole on every process: ``{split: {column: array [rows]}}``.
+
+        Columns, rows in the order of the split:
+
+        - ``language``, ``item``: int64, as in the split
+        - ``tokens``: int64, labelled tokens of the row
+        - ``loss``: their mean NLL in nats; so ``loss @ tokens / tokens.sum()`` is a split's loss
+        - those of :data:`ROW_METRICS`
+
+        Arguments as for a call. A split without a row in any of the languages is left out.
+        """
+        sequences, table = self._score(model, datasets, device, heldout, False, description)
+        found = {}
+        for split, dataset in datasets.items():
+            members = [index for index, sequence in enumerate(sequences) if sequence.split == split]
+            if not members:
+                continue
+            chosen = [sequences[index] for index in members]
+            items = dataset.with_format(None)["item"]
+            column = dict(zip(COLUMNS, table[members].T, strict=True))
+            found[split] = {
+                "language": np.array([sequence.language for sequence in chosen]),
+                "item": np.array([items[sequence.row] for sequence in chosen]),
+                "tokens": column["tokens"].astype(np.int64),
+                "loss": column["nll"] / np.maximum(column["tokens"], 1),
+                **{name: column[name] for name in ROW_METRICS},
+            }
+        return found
+
+    def _score(self, model, datasets, device, heldout, probing, description):
+        """What is scored, and the table [sequences, columns] of its figures."""
         count = len(self.languages) if heldout else self.num_trained
         sequences = list(self._sequences(datasets, count, probing))
-        if not sequences:
-            return {}
-        table = self._run(model, sequences, device, description)
-        return self._aggregate(datasets, sequences, table)
+        return sequences, self._run(model, sequences, device, description) if sequences else None
 
     def _sequences(self, datasets, num_languages, probing):
         for split, dataset in datasets.items():

@@ -31,16 +31,24 @@ PHASES = {"before": "before", "after": "after", "never_seen": "unseen"}
 
 
 def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
-    """Writes ``results`` (the schema of results.json) as strict JSON: whole, or not at all.
-
-    NaN and infinity have no JSON form and become null; numpy and torch scalars become numbers. An earlier file at
-    ``path`` stays until the new one is complete, also when this call fails.
+    """Writes ``results`` (the schema of results.json) as :func:`write_json` does.
 
     Raises ValueError for a missing key, another schema version, results with neither `before` nor `after`, or figures
     of a language that is not listed, and TypeError for a value that JSON cannot hold.
     """
     _check_schema(results)
-    text = json.dumps(_plain(results), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_json(path, results)
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes ``content`` as strict JSON: whole, or not at all.
+
+    NaN and infinity have no JSON form and become null; numpy and torch scalars become numbers. An earlier file at
+    ``path`` stays until the new one is complete, also when this call fails. Missing folders are made.
+
+    Raises TypeError for a value that JSON cannot hold.
+    """
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system.

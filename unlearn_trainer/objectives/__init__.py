@@ -22,7 +22,7 @@ METHODS: dict[str, Method] = {
     "satimp": Method("satimp", "nll", {"forget_coef": 0.1}),
     "ceu": Method("ceu", "none"),
     "pdu": Method("pdu", "nll", {"retain_weighting": "primal_dual"}),
-    "calibrated": Method("calibrated", "lingtea", {"relearn_coef": 2.0}),
+    "calibrated": Method("calibrated", "lingtea", {"retain_coef": 5.0, "relearn_coef": 2.0}),
     "jensun": Method("jensun", "jsd"),
     "memorize": Method("nll", "nll"),
     "retain_only": Method("none", "nll"),
