@@ -17,7 +17,7 @@ The columns of the table, each the mean over the seeds and the standard deviatio
                  where it is farthest from the never-seen model's; and how far that is
   recognisable   the greatest max(AUC, 1 - AUC) of any language: 0.5 is best
   Min-K++, gap   AUC and gap by Min-K%++
-  retain, valid  perplexity over that of the model before, in the language where it grew most
+  retain, unseen perplexity over that of the model before, in the language where it grew most; of test, else valid
   regained       memorization accuracy of the forget rows in all other languages, after relearning them in one: the
                  mean over --relearn_languages, and the worst of them
   excess         how much more that is than the never-seen model regains, which regains something where languages share
@@ -63,7 +63,7 @@ COLUMNS = {
     "min_k_plus_plus_auc": "Min-K++",
     "min_k_plus_plus_gap": "gap",
     "retain_ratio": "retain",
-    "valid_ratio": "valid",
+    "unseen_ratio": "unseen",
     "regained": "regained",
     "regained_worst": "worst",
     "regained_excess": "excess",
@@ -223,9 +223,10 @@ def summary(found: dict, before: dict, never_seen: dict) -> dict[str, float]:
         gaps = {language: abs(areas[score] - reference[language][score]) for language, areas in known.items()}
         farthest = max(gaps, key=gaps.get)
         cells |= {f"{score}_auc": known[farthest][score], f"{score}_gap": gaps[farthest]}
-    for split in ("retain", "valid"):
+    unseen = "test" if "test" in found["loss"] else "valid"  # some methods take rows of valid for themselves
+    for split, column in (("retain", "retain_ratio"), (unseen, "unseen_ratio")):
         grown = [loss - before["loss"][split][language] for language, loss in found["loss"][split].items()]
-        cells[f"{split}_ratio"] = math.exp(min(700.0, max(grown)))
+        cells[column] = math.exp(min(700.0, max(grown)))
     back, unseen_back = (
         {language: statistics.fmean(others.values()) for language, others in each["regained"].items()}
         for each in (found, never_seen)

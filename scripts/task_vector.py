@@ -25,23 +25,13 @@ from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, Un
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
-from unlearn_trainer.stages import prepare_stages
+from unlearn_trainer.stages import PLAIN_TRAINING, prepare_stages
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
-FINE_TUNING = {
+FINE_TUNING = PLAIN_TRAINING | {
     "forget_objective": "nll",
     "retain_objective": "none",
-    "forget_weighting": "uniform",
-    "retain_weighting": "uniform",
-    "lingtea_alignment": "paper",
-    "distill_weighting": "token",
-    "schedule": "joint",
-    "max_retain_perplexity_ratio": None,
-    "stop_when_forgotten": False,
     "do_eval": True,  # the scale is chosen by figures
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
 }
 
 

@@ -86,7 +86,7 @@ def test_the_table_of_two_seeds_and_what_is_run_again(compare, tmp_path, capsys)
     before, never_seen, harsh, _ = lines
     assert before["forget_ma"] > 0.9 > 0.4 > never_seen["forget_ma"] == before["never_seen_ma"]
     assert before["loss_auc"] == before["recognisable"] == 1.0 and before["seconds"] == 0.0
-    assert before["retain_ratio"] == before["valid_ratio"] == 1.0
+    assert before["retain_ratio"] == before["unseen_ratio"] == 1.0
     assert never_seen["loss_gap"] == never_seen["min_k_plus_plus_gap"] == never_seen["regained_excess"] == 0.0
     assert harsh["forget_ma"] < before["forget_ma"] - 0.1 and harsh["seconds"] > 0
 
@@ -110,8 +110,8 @@ def test_the_table_of_two_seeds_and_what_is_run_again(compare, tmp_path, capsys)
         first, last = (files(folder)[name][1] for name in ("before.json", "harsh-target.json"))
         worst.append(max(math.exp(last["loss"]["valid"][x] - first["loss"]["valid"][x]) for x in LANGUAGES))
         assert last["steps"] == 6
-    assert lines[-1]["valid_ratio"] == pytest.approx(statistics.fmean(worst))
-    assert lines[-1]["sd"]["valid_ratio"] == pytest.approx(statistics.stdev(worst))
+    assert lines[-1]["unseen_ratio"] == pytest.approx(statistics.fmean(worst))
+    assert lines[-1]["sd"]["unseen_ratio"] == pytest.approx(statistics.stdev(worst))
 
     # Finished rows stay; only what has other settings now is run again.
     earlier = files(seeds[0])

@@ -23,12 +23,13 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
     names += ["forget_objective", "retain_objective", "forget_coef", "retain_coef", "counterpart_coef"]
     names += ["relearn_coef", "relearn_steps", "relearn_rate"] if args.relearn_coef else []
     names += ["schedule", "language_sampling", "seed", "data_seed", "lingtea_alignment"]
-    names += [f"{objective.name}_{option}" for objective in objectives for option in objective.options]
     if any("hidden" in objective.needs for objective in objectives):
         names.append("rmu_layer")
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     found = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return {**found, "rows of an optimizer step": rows_per_step}
+    # Those of the objective as it is used: it may have none of the flags.
+    options = {f"{each.name}_{option}": value for each in objectives for option, value in each.options.items()}
+    return {**found, **options, "rows of an optimizer step": rows_per_step}
 
 
 def trained_names(model: nn.Module) -> str:

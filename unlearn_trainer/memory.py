@@ -15,6 +15,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .activations import saved_for_backward
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
+from .data.collator import COMPANIONS
 from .errors import ConfigError
 from .layers import restrict_training
 from .lm_head import chunk_tokens, tile_rows
@@ -115,8 +116,9 @@ class StepMemory:
         self.count = sum(numel for numel, _, _ in self.parameters)
 
         objectives = [objective for objective in resolve_objectives(args).values() if objective]
-        groups = len(objectives) if args.schedule == "joint" else 1
-        groups += args.needs_companion("alternative")
+        sides = sum(name != "none" for name in (args.forget_objective, args.retain_objective))
+        groups = sides if args.schedule == "joint" else 1
+        groups += sum(map(args.needs_companion, COMPANIONS))
         self.rows = args.per_device_train_batch_size * groups
         self.length = data_args.max_seq_length
         self.taught = any(objective.needs & {"kl", "teacher_logits"} for objective in objectives)
@@ -168,7 +170,9 @@ class StepMemory:
             host = weights + gradients + optimizer + teacher
             weights = gradients = optimizer = teacher = 0
         accumulated = gradients if self.args.gradient_accumulation_steps > 1 or engine == "zero3" else 0
-        forward = activations + heads + accumulated
+        # The weights as they were, and the slopes found elsewhere.
+        guard = 2 * gradients if self.args.relearn_coef else 0
+        forward = activations + heads + accumulated + guard
         backward = gradients + transient
         peak = weights + optimizer + teacher + buffers + max(forward, backward)
         return MemoryEstimate(

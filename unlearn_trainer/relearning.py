@@ -16,6 +16,7 @@ from .arguments import UnlearnConfig
 from .console import CompactPrinter
 from .engines import engine_of_its_own
 from .errors import ConfigError, DataError
+from .stages import PLAIN_TRAINING
 from .trainer import UnlearnTrainer
 
 STEPS = 30
@@ -117,21 +118,7 @@ def _config(args, folder, learning_rate, steps, rows_of_process, seed):
         gradient_accumulation_steps=1,
         seed=seed,
         data_seed=None,
-        forget_coef=1.0,
-        schedule="joint",
-        language_sampling="all",
-        forget_weighting="uniform",
-        retain_weighting="uniform",
-        lingtea_alignment="paper",
-        distill_weighting="token",
-        max_retain_perplexity_ratio=None,
-        stop_when_forgotten=False,
-        memorize_first=False,
-        train_never_seen=False,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
         logging_strategy="no",
         disable_tqdm=True,
-        report_to=[],
+        **PLAIN_TRAINING,
     )

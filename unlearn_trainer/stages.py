@@ -23,6 +23,26 @@ from .objectives import METHODS
 from .trainer import UnlearnTrainer
 
 DESCRIPTION = "stage.json"
+# Plain training that leaves nothing but its model, whatever method the run itself has.
+PLAIN_TRAINING = {
+    "forget_coef": 1.0,
+    "retain_coef": 1.0,
+    "relearn_coef": 0.0,
+    "schedule": "joint",
+    "language_sampling": "all",
+    "forget_weighting": "uniform",
+    "retain_weighting": "uniform",
+    "lingtea_alignment": "paper",
+    "distill_weighting": "token",
+    "max_retain_perplexity_ratio": None,
+    "stop_when_forgotten": False,
+    "memorize_first": False,
+    "train_never_seen": False,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": [],
+}
 
 
 def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer):
@@ -120,21 +140,5 @@ def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConf
         num_train_epochs=args.memorize_epochs,
         max_steps=-1,
         learning_rate=args.memorize_learning_rate,
-        forget_coef=1.0,
-        retain_coef=1.0,
-        relearn_coef=0.0,
-        schedule="joint",
-        language_sampling="all",
-        forget_weighting="uniform",
-        retain_weighting="uniform",
-        lingtea_alignment="paper",
-        distill_weighting="token",
-        max_retain_perplexity_ratio=None,
-        stop_when_forgotten=False,
-        memorize_first=False,
-        train_never_seen=False,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
-        report_to=[],
+        **PLAIN_TRAINING,
     )
