@@ -320,7 +320,7 @@ def test_the_guard_adds_the_gradient_at_relearned_weights_and_leaves_these_as_th
     trainer, _ = make_trainer(tmp_path, "forget", name, relearn_coef=0.7, relearn_steps=2, relearn_rate=1e-3)
     batch = batch_of(trainer, "forget")
     model, weights = trainer.model, [p.detach().clone() for p in trainer.model.parameters()]
-    attacked = trainer.relearning_guard._attacked(batch, len(LANGUAGES), 0)
+    attacked = trainer.surgeries[0]._attacked(batch, len(LANGUAGES), 0)
     chosen = set(batch["language"][attacked].tolist())
     assert 0 < len(chosen) < len(LANGUAGES)
 
@@ -356,6 +356,31 @@ def test_the_guard_adds_the_gradient_at_relearned_weights_and_leaves_these_as_th
     assert (found - expected).norm() < 1e-3 * (expected - plain).norm()
     assert (expected - plain).norm() > 0.01 * plain.norm()
     assert all(torch.equal(p, weight) for p, weight in zip(fresh.model.parameters(), weights, strict=True))
+
+
+@pytest.mark.parametrize("flip", [1.0, -1.0])
+def test_the_forget_gradient_loses_its_part_against_the_retain_gradient(flip, tmp_path):
+    objectives = {"forget_objective": "gradient_ascent" if flip > 0 else "nll", "retain_objective": "nll"}
+    rows = tiny_rows(4, seed=0), tiny_rows(4, seed=0)  # the same rows: ascent and descent conflict, descents agree
+    found = {}
+    for projects in (False, True):
+        config = tiny_config(tmp_path, **objectives, project_forget_gradient=projects, retain_coef=0.3)
+        trainer = UnlearnTrainer(tiny_model(dtype=torch.float64), config, *rows, languages=LANGUAGES)
+        trainer.model.train()
+        batch = trainer.data_collator([trainer.train_dataset[side, row] for side in (True, False) for row in range(6)])
+        trainer.compute_loss(trainer.model, batch).backward()
+        found[projects] = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+    if flip < 0:
+        torch.testing.assert_close(found[True], found[False])
+        return
+    # F's gradient is -g and R's 0.3 g: all of the first goes, and the second is left.
+    torch.testing.assert_close(found[True], -0.3 / 0.7 * found[False], rtol=1e-6, atol=1e-12)
+
+
+def test_projection_needs_both_sides_in_a_batch(tmp_path):
+    for given in ({"method": "gradient_ascent"}, {"schedule": "alternate"}):
+        with pytest.raises(ConfigError, match="--project_forget_gradient needs forget and retain rows"):
+            tiny_config(tmp_path, project_forget_gradient=True, **given)
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------

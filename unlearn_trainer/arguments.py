@@ -140,6 +140,9 @@ class ObjectiveArguments:
     forget_coef: float | None = _flag(None, "Factor of the forget objective; by default as published, mostly 1.")
     retain_coef: float | None = _flag(None, "Factor of the retain objective; by default as published, mostly 1.")
     counterpart_coef: float = _flag(1.0, "Factor of KL to the teacher on never-seen rows, with calibrated.")
+    project_forget_gradient: bool = _flag(
+        False, "Take out of the forget gradient what would raise the retain loss (GRU); doubles the cost of a step."
+    )
     relearn_coef: float | None = _flag(
         None,
         "Factor of the forget loss at weights that relearned half of the languages; by default 0, but for calibrated.",
@@ -316,6 +319,11 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
             self.forget_weighting == "uniform" or (forgets and self.forget_objective != "nll"),
             f"--forget_weighting {self.forget_weighting} needs something to be forgotten, but --forget_objective is "
             f"{self.forget_objective}; choose --forget_weighting uniform or another objective",
+        )
+        _check(
+            not self.project_forget_gradient or (forgets and retains and self.schedule == "joint"),
+            "--project_forget_gradient needs forget and retain rows in every batch: give both objectives and "
+            "--schedule joint, or leave it out",
         )
         _check(
             self.relearn_coef == 0 or (forgets and self.forget_objective != "nll"),

@@ -21,6 +21,7 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
     """
     names = [field.name for field in dataclasses.fields(policy)]
     names += ["forget_objective", "retain_objective", "forget_coef", "retain_coef", "counterpart_coef"]
+    names += ["project_forget_gradient"]
     names += ["relearn_coef", "relearn_steps", "relearn_rate"] if args.relearn_coef else []
     names += ["schedule", "language_sampling", "seed", "data_seed", "lingtea_alignment"]
     if any("hidden" in objective.needs for objective in objectives):

@@ -28,6 +28,7 @@ PLAIN_TRAINING = {
     "forget_coef": 1.0,
     "retain_coef": 1.0,
     "relearn_coef": 0.0,
+    "project_forget_gradient": False,
     "schedule": "joint",
     "language_sampling": "all",
     "forget_weighting": "uniform",

@@ -23,11 +23,11 @@ from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from .gradient_surgery import surgeries
 from .identity import check_identity, settings_of, trained_names
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .lm_head import attach_head
 from .packing import lay_out
-from .relearning_guard import RelearningGuard
 from .row_groups import GroupTokens, rows_in_use
 from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
 from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
@@ -110,11 +110,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self.step_loss = StepLoss(
             args, self.objectives, self.teacher, self.accelerator.num_processes, self.layer, config.hidden_size
         )
-        self.relearning_guard = RelearningGuard(args, self.model, self.step_loss) if args.relearn_coef else None
-        if self.relearning_guard is not None and is_sharded(self.accelerator):
-            raise ConfigError(
-                "--relearn_coef needs whole weights on every process: choose DDP, ZeRO-1 or 2, or --relearn_coef 0"
-            )
+        self.surgeries = surgeries(args, self.model, self.step_loss, self.accelerator)
         self.evaluator = MultilingualEvaluator(
             self.languages + self.heldout_languages,
             len(self.languages),
@@ -282,19 +278,18 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         """
         if num_items_in_batch is None:
             num_items_in_batch = self._get_num_items_in_batch([inputs], inputs["labels"].device)
-        guarded = None
-        if self.relearning_guard is not None and model.training:  # ahead of the forward: it moves the weights and back
+        changes = []
+        if model.training:  # ahead of the forward: they may move the weights and back
             with self.accelerator.autocast():
-                step = self.state.global_step
-                guarded = self.relearning_guard.term(inputs, num_items_in_batch, self.language_weights, step)
+                given = inputs, num_items_in_batch, self.language_weights, self.state.global_step
+                changes = [surgery.term(*given) for surgery in self.surgeries]
         layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"])
         with self.accelerator.autocast():
             segments, sides = self.step_loss.segments(inputs, layout, num_items_in_batch, self.language_weights)
         with self._teacher_head(segments):
             outputs = model(**layout.inputs, segments=segments)
         loss = outputs["loss"]
-        if guarded is not None:
-            loss = loss + guarded
+        loss = sum(changes, loss)
         figures = {side: found.row_figures() for side, found in sides.items()}
         self._agree(loss, figures, {side: found.tokens for side, found in sides.items()})
         for side, found in sides.items():

@@ -122,6 +122,10 @@ def test_every_method_agrees_with_one_process_and_resumes(name, case, launched, 
     folder, reports, _ = launched(name)
     assert len(reports[case]) >= 13
     for method, logs in reports[case].items():
+        if method == "guarded":
+            assert len(logs) == 3
+            assert distance(folder / case / method / "resumed", folder / case / method / "whole") == 0
+            continue
         for log, other in zip(logs, reference[1][case][method], strict=True):
             scale = abs(other.get("forget_loss", 0)) + abs(other.get("retain_loss", 0))
             assert log["loss"] == pytest.approx(other["loss"], abs=1e-6 * scale), method
