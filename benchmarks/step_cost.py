@@ -18,7 +18,7 @@ from common import flags, in_fresh_process, report, sizes, synchronize, timed_in
 from step_variants import StepVariants, step_memory, train_silently
 
 from unlearn_trainer.language_weights import LanguageWeightCallback
-from unlearn_trainer.step_loss import SideTokens
+from unlearn_trainer.step_loss import SideLoss
 from unlearn_trainer.trainer import UnlearnTrainer
 
 VARIANTS = ("naive", "ours", "cached", "plain", "floor")
@@ -101,7 +101,7 @@ def bookkeeping_share(variants: StepVariants, steps: int) -> float:
     with contextlib.ExitStack() as stack:
         for owner, names in (
             (UnlearnTrainer, ("_get_num_items_in_batch", "_agree", "log")),
-            (SideTokens, ("row_figures",)),
+            (SideLoss, ("row_figures",)),
             (LanguageWeightCallback, ("add_batch", "on_step_end")),
         ):
             for name in names:

@@ -378,9 +378,9 @@ def test_the_forget_gradient_loses_its_part_against_the_retain_gradient(flip, tm
 
 
 def test_projection_needs_both_sides_in_a_batch(tmp_path):
-    for given in ({"method": "gradient_ascent"}, {"schedule": "alternate"}):
+    for wrong in ({"method": "gradient_ascent"}, {"schedule": "alternate"}):
         with pytest.raises(ConfigError, match="--project_forget_gradient needs forget and retain rows"):
-            tiny_config(tmp_path, project_forget_gradient=True, **given)
+            tiny_config(tmp_path, project_forget_gradient=True, **wrong)
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
