@@ -27,9 +27,10 @@ def main() -> None:
         hidden_size=256,
         intermediate_size=704,
         num_layers=8,
-        repeats=3,
+        repeats=2,
+        max_length=128,
     )
-    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256, 512])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[64, 128, 256])
     parser.add_argument("--vocab_sizes", type=int, nargs="*", default=[32768, 65536, 131072, 262144])
     parser.add_argument("--batch_sizes", type=int, nargs="*", default=[4, 8, 16])
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2])

@@ -41,7 +41,7 @@ def add_counterparts(data: TokenizedData, seed: int) -> TokenizedData:
     known = [
         row for row in valid.select_columns(columns).to_list() if row["item"] in given and row["language"] in trained
     ]
-    rest = valid.filter(lambda item: item not in given, input_columns="item", desc="Valid rows that are measured")
+    rest = valid.select([index for index, item in enumerate(valid["item"][:]) if item not in given])
     forget = data.datasets["forget"]
     if not known:
         raise DataError("none of the valid items is in a trained language; give --valid_file such rows")
