@@ -356,3 +356,16 @@ def test_a_teacher_that_was_passed_in_stays_whole_when_its_states_are_cached(tmp
     with torch.no_grad():
         positions = torch.tensor([0])
         assert teacher(ids, attention_mask=torch.ones_like(ids), positions=positions)["hidden"].shape == (1, 32)
+
+
+def test_a_second_trainer_takes_the_model_as_the_first_left_it(tmp_path):
+    model = tiny_model()
+    tiny_trainer(tmp_path / "first", model=model, max_steps=2, learning_rate=1e-2).train()
+    left = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    second = tiny_trainer(tmp_path / "second", model=model, max_steps=2, learning_rate=1e-2)
+    taught = dict(second.teacher.model.named_parameters())
+    assert all(torch.equal(taught[name], value) for name, value in left.items())
+    second.train()
+    assert not any(taught[name] is parameter for name, parameter in model.named_parameters())
+    assert any(not torch.equal(left[name], parameter) for name, parameter in model.named_parameters())
+    assert all(torch.equal(taught[name], value) for name, value in left.items())

@@ -11,6 +11,7 @@ the products runs over tiles, a few tokens of the chunk that stay in the cache, 
 the logits were.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -155,6 +156,22 @@ def attach_head(model: nn.Module) -> VocabularyHead:
     head.module.forward = types.MethodType(project_or_segments, head.module)
     object.__setattr__(model, "_vocabulary_head", head)
     return head
+
+
+@contextlib.contextmanager
+def without_head(model: nn.Module):
+    """Within the context ``model`` is as it was before :func:`attach_head`, and can be copied."""
+    head = vars(model).pop("_vocabulary_head", None)
+    if head is None:
+        yield
+        return
+    kept = [(module, vars(module).pop("forward")) for module in (model, head.module)]
+    try:
+        yield
+    finally:
+        for module, forward in kept:
+            module.forward = forward
+        object.__setattr__(model, "_vocabulary_head", head)
 
 
 def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: Segments) -> torch.Tensor:

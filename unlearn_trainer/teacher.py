@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from .arguments import ModelArguments, UnlearnConfig
 from .engines import gathered, prepare_frozen
 from .errors import ConfigError
-from .lm_head import Segment, Segments, attach_head
+from .lm_head import Segment, Segments, attach_head, without_head
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
 from .row_groups import GroupTokens
@@ -128,7 +128,8 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
         raise ConfigError(
             "under ZeRO-3 the teacher cannot be copied from the student; pass teacher= to UnlearnTrainer"
         )
-    return copy.deepcopy(model)
+    with without_head(model.get_base_model() if hasattr(model, "get_base_model") else model):
+        return copy.deepcopy(model)
 
 
 class ResidentTeacher:
