@@ -5,75 +5,36 @@ python run_unlearn.py quickstart
 accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 """
 
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import set_seed
 
 from unlearn_trainer import teacher
-from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
+from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
+from unlearn_trainer.audit import audit_run, check_arguments
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.companions import add_companions
-from unlearn_trainer.data import TokenizedData, load_splits, synthetic, tokenize_splits
-from unlearn_trainer.engines import engine_of_its_own, leave_process_group, start_deepspeed_on_cpu
-from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
-from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.console import run_command, say
+from unlearn_trainer.data import TokenizedData
+from unlearn_trainer.engines import engine_of_its_own, start_deepspeed_on_cpu
+from unlearn_trainer.errors import ConfigError, Terminated
+from unlearn_trainer.evaluation.report import comparison_table, configuration, environment, peak_memory, write_results
 from unlearn_trainer.layers import restrict_training
+from unlearn_trainer.loading import load_rows
 from unlearn_trainer.memory import memory_table
-from unlearn_trainer.models import apply_peft, load_model, load_tokenizer, save_trained
+from unlearn_trainer.models import apply_peft, load_model, save_trained
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import measured_splits, prepare_stages
 from unlearn_trainer.trainer import UnlearnTrainer
 
-EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_TERMINATED = 2, 3, 143
-SPLITS = ("forget", "retain", "valid", "test")
 
-
-def say(text: str) -> None:
-    if PartialState().is_main_process:
-        print(text, flush=True)
-
-
-def built(folder: Path, build: Callable[[Path, int], None], seed: int) -> str:
-    """The folder, built on first use; it appears under its name only when it is whole."""
-    if not folder.exists():
-        unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        build(unfinished, seed)
-        os.replace(unfinished, folder)
-    return str(folder)
-
-
-def load_data(model_args: ModelArguments, data_args, args: UnlearnConfig):
-    """Tokenizer and tokenized rows; the built-in corpus and model are written on first use."""
+def load_data(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig):
+    """Tokenizer and tokenized rows, with those that go with the forget rows where the objective asks for them."""
     with PartialState().main_process_first():
-        if data_args.data_dir == "synthetic":
-            data_args.data_dir = built(Path(args.output_dir) / "synthetic" / "data", synthetic.write_corpus, args.seed)
-        if model_args.model_name_or_path == "synthetic":
-            folder = Path(args.output_dir) / "synthetic" / "model"
-            model_args.model_name_or_path = built(folder, synthetic.build_model, args.seed)
-        tokenizer = load_tokenizer(model_args)
-        splits = load_splits(
-            data_args.data_dir,
-            **{f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS},
-        )
-        train, valid, test = data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples
-        limits = dict(zip(SPLITS, (train, train, valid, test), strict=True))
-        data = tokenize_splits(
-            splits,
-            tokenizer,
-            data_args.languages,
-            data_args.heldout_languages or (),
-            data_args.max_seq_length,
-            {split: limit for split, limit in limits.items() if limit is not None},
-        )
-        data = add_companions(data, splits["forget"], tokenizer, data_args, args)
-    return tokenizer, data
+        tokenizer, items, data = load_rows(model_args, data_args, args)
+        return tokenizer, add_companions(data, items["forget"], tokenizer, data_args, args)
 
 
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:
@@ -100,12 +61,15 @@ def run(argv: list[str] | None = None) -> dict:
     if args.estimate_memory:
         say(memory_table(model_args, data_args, args))
         return {}
-    if not (args.do_train or args.do_eval or args.do_predict or args.memorize_first or args.train_never_seen):
-        raise ConfigError("nothing to do: give --do_train, --do_eval or --do_predict")
+    stages = args.memorize_first or args.train_never_seen
+    if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
+        raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
     checkpoint = checkpoint_to_resume(args)
     tokenizer, data = load_data(model_args, data_args, args)
+    if args.audit:
+        check_arguments(args, data)
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
 
     start, reference = prepare_stages(model_args, args, data, tokenizer)
@@ -127,7 +91,7 @@ def run(argv: list[str] | None = None) -> dict:
     before = weights.figures_at_start or {}
     results = {
         "schema_version": 1,
-        "config": {**vars(model_args), **vars(data_args), **args.to_sanitized_dict()},
+        "config": configuration(model_args, data_args, args),
         "environment": environment(args.device, args.world_size),
         "languages": data.languages,
         "heldout_languages": data.heldout_languages,
@@ -144,32 +108,14 @@ def run(argv: list[str] | None = None) -> dict:
     if trainer.is_world_process_zero():
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
+    if args.audit:
+        audit_run(start, reference, model_args, data_args, args)
     return results
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Console entry. Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint."""
-    code = 1
-    try:
-        run(argv)
-        code = 0
-    except UnlearnError as error:
-        code = fail(f"error: {error}", EXIT_BAD_INPUT)
-    except TrainingDiverged as error:
-        code = fail(f"stopped: {error}", EXIT_DIVERGED)
-    except Terminated as error:
-        code = fail(f"stopped: {error}", EXIT_TERMINATED)
-    finally:
-        leave_process_group(code)
-    if code:
-        sys.exit(code)
-
-
-def fail(message: str, code: int) -> int:
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
-    return code
+    """Console entry; see :func:`unlearn_trainer.console.run_command` for the exit codes."""
+    run_command(run, argv)
 
 
 if __name__ == "__main__":

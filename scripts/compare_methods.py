@@ -30,7 +30,6 @@ import dataclasses
 import json
 import math
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -38,10 +37,10 @@ from pathlib import Path
 
 import torch
 
-from run_unlearn import EXIT_BAD_INPUT, EXIT_TERMINATED, fail, load_data, make_trainer, say
+from run_unlearn import load_data, make_trainer
 from unlearn_trainer.arguments import did_you_mean
-from unlearn_trainer.console import CompactPrinter
-from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
+from unlearn_trainer.console import CompactPrinter, run_command, say
+from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
 from unlearn_trainer.models import load_model
@@ -367,9 +366,4 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
 
 
 if __name__ == "__main__":
-    try:
-        run()
-    except UnlearnError as error:
-        sys.exit(fail(f"error: {error}", EXIT_BAD_INPUT))
-    except Terminated as error:
-        sys.exit(fail(f"stopped: {error}", EXIT_TERMINATED))
+    run_command(run)

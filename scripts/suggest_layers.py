@@ -9,14 +9,14 @@ are enough. Suggested are the layers around the highest mean, as far as it stays
 the highest. One process is used, on the device of the flags.
 """
 
-import sys
 from collections.abc import Sequence
 
 import torch
 
-from run_unlearn import EXIT_BAD_INPUT, fail, load_data
+from run_unlearn import load_data
+from unlearn_trainer.console import run_command
 from unlearn_trainer.data.sampler import group_items
-from unlearn_trainer.errors import ConfigError, UnlearnError
+from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.layers import pooled_states, similarity_by_pair, suggest_range
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
@@ -49,7 +49,4 @@ def suggest(argv: Sequence[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        suggest()
-    except UnlearnError as error:
-        sys.exit(fail(f"error: {error}", EXIT_BAD_INPUT))
+    run_command(suggest)

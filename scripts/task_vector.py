@@ -11,17 +11,17 @@ most --max_perplexity_ratio times that of the start. The output folder holds wha
 
 import argparse
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from run_unlearn import EXIT_BAD_INPUT, fail, load_data, make_trainer, say
+from run_unlearn import load_data, make_trainer
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
+from unlearn_trainer.console import run_command, say
 from unlearn_trainer.engines import engine_of_its_own, is_sharded
-from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
+from unlearn_trainer.errors import ConfigError, Terminated
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
@@ -133,7 +133,4 @@ def run(argv: Sequence[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        run()
-    except (UnlearnError, TrainingDiverged, Terminated) as error:
-        sys.exit(fail(f"error: {error}", EXIT_BAD_INPUT))
+    run_command(run)

@@ -398,7 +398,12 @@ FLAGS = {
     ),
     "weights never updated": (flags("--weight_update_steps", "0"), ["--weight_update_steps must be at least 1"]),
     "adapter teacher without adapter": (flags("--teacher", "adapter"), ["--teacher adapter", "--use_peft"]),
-    "audit": (flags("--audit"), ["--audit"]),
+    "audit check": (flags("--audit", "--audit_checks", "relerning"), ["--audit_checks", "relerning", "relearning"]),
+    "audit language": (
+        flags("--audit", "--audit_relearn_languages", "xx"),
+        ["--audit_relearn_languages xx", "not one of"],
+    ),
+    "earlier request": (flags("--audit", "--forgotten_files", "nowhere.jsonl"), ["nowhere.jsonl", "cannot be read"]),
     "best model without evaluation": (
         flags("--load_best_model_at_end", "--save_strategy", "steps"),
         ["--load_best_model_at_end"],
@@ -570,7 +575,7 @@ def tokenized(folder, **settings):
     [
         (lambda at: UnlearnConfig(output_dir=str(at), method="npoo"), ConfigError, ["--method npoo"]),
         (lambda at: UnlearnConfig(output_dir=str(at), retain_coef=-1), ConfigError, ["--retain_coef", "negative"]),
-        (lambda at: UnlearnConfig(output_dir=str(at), audit=True), ConfigError, ["--audit"]),
+        (lambda at: UnlearnConfig(output_dir=str(at), audit_relearn_steps=0), ConfigError, ["--audit_relearn_steps"]),
         (lambda at: trainer(at, retain=False), ConfigError, ["needs retain rows", "--retain_file"]),
         (lambda at: trainer(at, forget=False), ConfigError, ["needs forget rows", "--forget_file"]),
         (lambda at: trainer(at, teacher="adapter"), ConfigError, ["--teacher adapter", "--use_peft"]),

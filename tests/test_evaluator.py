@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import datasets
@@ -71,13 +72,13 @@ LINES = {
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    """Tokenized rows of a cloze, a qa and a text split."""
+def material(tmp_path_factory):
+    """Tokenized rows of a cloze, a qa and a text split, and their tokenizer."""
     lines = {split: [json.dumps(line, ensure_ascii=False) for line in found] for split, found in LINES.items()}
     bpe = ByteLevelBPETokenizer()
     corpus = [line for found in lines.values() for line in found]
     bpe.train_from_iterator(corpus, vocab_size=290, min_frequency=1, show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, pad_token="!")
     items = {
         split: [parse_line(line, f"{split}:{number}") for number, line in enumerate(found, 1)]
         for split, found in lines.items()
@@ -86,7 +87,12 @@ def rows(tmp_path_factory):
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
         data = tokenize_splits(items, tokenizer, TRAINED, HELDOUT, max_seq_length=120)
     assert not any(count for by_language in data.dropped_rows.values() for count in by_language.values())
-    return data.datasets
+    return data.datasets, tokenizer
+
+
+@pytest.fixture(scope="module")
+def rows(material):
+    return material[0]
 
 
 def model_with(seed=1, head=True, kind="llama"):
@@ -96,8 +102,8 @@ def model_with(seed=1, head=True, kind="llama"):
     return model
 
 
-def evaluator(batch_size=4):
-    return MultilingualEvaluator(LANGUAGES, len(TRAINED), 0, batch_size, show_progress=False)
+def evaluator(batch_size=4, tokenizer=None):
+    return MultilingualEvaluator(LANGUAGES, len(TRAINED), 0, batch_size, show_progress=False, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +143,8 @@ def mean(values):
     return math.fsum(values) / len(values)
 
 
-def largest_fifth(values):
-    return mean(sorted(values, reverse=True)[: max(1, len(values) // 5)])
+def largest(values, fifths):
+    return mean(sorted(values, reverse=True)[: max(1, fifths * len(values) // 5)])
 
 
 def naive_row(tokens):
@@ -148,8 +154,9 @@ def naive_row(tokens):
         "memorization_accuracy": mean(hits),
         "extraction_strength": 1 - first / len(hits),
         "probability": math.exp(-mean(token.nll for token in tokens)),
-        "min_k": largest_fifth([token.nll for token in tokens]),
-        "min_k_plus_plus": largest_fifth([token.normed for token in tokens]),
+        "min_k": largest([token.nll for token in tokens], 1),
+        "min_k_40": largest([token.nll for token in tokens], 2),
+        "min_k_plus_plus": largest([token.normed for token in tokens], 1),
     }
 
 
@@ -158,8 +165,8 @@ def rank(losses, correct):
     return 1 + sum(loss <= best for loss, right in zip(losses, correct, strict=True) if not right)
 
 
-def naive_probe(model, rows, language):
-    ranks, answer_ranks, right_sentences, sizes = [], [], [], []
+def naive_probe(model, rows, language, split):
+    ranks, answer_ranks, right_sentences, sizes, ratios = [], [], [], [], []
     for row in rows:
         sentences = [read(model, ids) for ids in row["candidate_input_ids"]]
         # The paper leaves the last token, a full stop, out; in Chinese it does not.
@@ -173,6 +180,10 @@ def naive_probe(model, rows, language):
         answer_ranks.append(rank(answers, row["candidate_correct"]))
         right_sentences.append([token.nll for token in sentences[row["candidate_correct"].index(True)]])
         sizes.append(len(losses))
+        flags = row["candidate_correct"]
+        right, wrong = ([math.exp(-x) for x, f in zip(answers, flags, strict=True) if f == side] for side in (1, 0))
+        if wrong:
+            ratios.append(mean(wrong) / mean(right))
     several = [r for r, size in zip(ranks, sizes, strict=True) if size > 1]
     return {
         "probing_accuracy": mean(r == 1 for r in ranks),
@@ -182,10 +193,11 @@ def naive_probe(model, rows, language):
         "probing_rows": len(ranks),
         "probing_rows_several_candidates": len(several),
         "sentence_perplexity": math.exp(mean(nll for sentence in right_sentences for nll in sentence)),
+        "truth_ratio": mean(min(r, 1 / r) if split == "forget" else max(0, 1 - r) for r in ratios),
     }
 
 
-def naive(model, dataset, index):
+def naive(model, dataset, index, split):
     rows = [row for row in dataset if row["language"] == index]
     tokens = [labelled(read(model, row["input_ids"]), row["labels"]) for row in rows]
     per_row = [naive_row(row) for row in tokens]
@@ -198,7 +210,7 @@ def naive(model, dataset, index):
         "tokens": len(nll),
     }
     if rows[0]["candidate_input_ids"]:
-        figures |= naive_probe(model, rows, LANGUAGES[index])
+        figures |= naive_probe(model, rows, LANGUAGES[index], split)
     return figures
 
 
@@ -212,8 +224,9 @@ def test_every_figure_equals_plain_logits_and_loops(split, languages, rows, foun
     model = model_with(head=False)
     assert list(found[split]) == languages
     for language in languages:
-        expected = naive(model, rows[split], LANGUAGES.index(language))
-        assert found[split][language] == pytest.approx(expected, rel=NOISE), (split, language)
+        expected = naive(model, rows[split], LANGUAGES.index(language), split)
+        # The truth ratio is a small difference of two figures.
+        assert found[split][language] == pytest.approx(expected, rel=NOISE, abs=NOISE / 10), (split, language)
         assert ("probing_accuracy" in expected) == (split != "valid")
 
 
@@ -224,7 +237,7 @@ def test_figures_differ_where_the_scorings_do(rows, found):
     assert any(f["probing_accuracy"] != f["probing_accuracy_answer_tokens"] for f in figures)
     assert any(f["probing_accuracy"] != f.get("probing_accuracy_several_candidates") for f in figures)
     chinese = [row for row in rows["forget"] if row["language"] == LANGUAGES.index("zh")]
-    without_the_last_token = naive_probe(model_with(head=False), chinese, "en")
+    without_the_last_token = naive_probe(model_with(head=False), chinese, "en", "forget")
     assert found["forget"]["zh"]["probing_accuracy"] != without_the_last_token["probing_accuracy"]
     assert found["forget"]["en"]["probing_rows_several_candidates"] == 3
     assert found["forget"]["en"]["probing_rows"] == 4
@@ -259,7 +272,7 @@ def test_neither_batches_nor_the_order_of_rows_change_a_figure(batch_size, rows,
     figures = evaluator(batch_size)(model, shuffled, torch.device("cpu"))
     for split in rows:
         for language, found in figures[split].items():
-            assert found == pytest.approx(naive(plain, rows[split], LANGUAGES.index(language)), rel=NOISE)
+            assert found == pytest.approx(naive(plain, rows[split], LANGUAGES.index(language), split), rel=NOISE)
     assert 0 < figures["valid"]["en"]["extraction_strength"] <= figures["valid"]["en"]["memorization_accuracy"] < 1
 
 
@@ -272,7 +285,7 @@ def test_heldout_languages_and_candidates_can_be_left_out(rows, found):
     cheap = evaluator()(model_with(), rows, torch.device("cpu"), probing=False)
     for split, by_language in cheap.items():
         for language, figures in by_language.items():
-            assert not any(name.startswith(("probing", "sentence", "mean_reciprocal")) for name in figures)
+            assert not any(name.startswith(("probing", "sentence", "mean_reciprocal", "truth")) for name in figures)
             assert figures == pytest.approx({name: found[split][language][name] for name in figures}, rel=NOISE)
 
 
@@ -339,6 +352,73 @@ def test_figures_of_single_rows_without_the_held_out_languages(rows):
     assert whole["valid"]["language"].tolist() == [3] * len(german)
 
 
+def test_candidates_of_single_rows_equal_plain_logits_and_loops(rows, trained_state):
+    model, plain = model_with(), model_with(head=False)
+    model.load_state_dict(trained_state)
+    plain.load_state_dict(trained_state)
+    shuffled = {split: dataset.shuffle(seed=4) for split, dataset in rows.items()}
+    scored = evaluator(2).candidates(model, shuffled, torch.device("cpu"))
+    assert list(scored) == ["forget", "retain"]
+    for split, found in scored.items():
+        assert [(row.item, row.language) for row in found] == [(r["item"], r["language"]) for r in shuffled[split]]
+        for row, values in zip(found, shuffled[split], strict=True):
+            sentences = [read(plain, ids) for ids in values["candidate_input_ids"]]
+            end = None if LANGUAGES[row.language] == "zh" else -1
+            assert list(row.correct) == values["candidate_correct"]
+            assert row.sentence_losses == pytest.approx([mean(t.nll for t in each[:end]) for each in sentences])
+            answers = zip(sentences, values["candidate_labels"], strict=True)
+            answers = [mean(token.nll for token in labelled(*each)) for each in answers]
+            assert row.token_losses == pytest.approx(answers)
+            right = sentences[row.correct.index(True)]
+            assert (row.sentence_nll, row.sentence_tokens) == (
+                pytest.approx(math.fsum(token.nll for token in right)),
+                len(right),
+            )
+    trained = evaluator().candidates(model, shuffled, torch.device("cpu"), heldout=False)
+    assert [row.item for row in trained["forget"]] == [row.item for row in scored["forget"] if row.language < 3]
+    assert evaluator().candidates(model, {"valid": rows["valid"]}, torch.device("cpu")) == {}
+
+
+def longest_common(first, second):
+    if not first or not second:
+        return 0
+    if first[0] == second[0]:
+        return 1 + longest_common(first[1:], second[1:])
+    return max(longest_common(first[1:], second), longest_common(first, second[1:]))
+
+
+def test_rouge_l_is_there_in_the_languages_whose_rows_end_with_the_answer(material, trained_state):
+    rows, tokenizer = material
+    model, plain = model_with(), model_with(head=False)
+    model.load_state_dict(trained_state)
+    plain.load_state_dict(trained_state)
+    without = evaluator()(model, rows, torch.device("cpu"))
+    found = evaluator(4, tokenizer)(model, rows, torch.device("cpu"))
+    # Questions, and Chinese prompts, whose mask is at the end.
+    expected = {("retain", "en"), ("retain", "sw"), ("forget", "zh")}
+    assert {(s, code) for s in found for code in found[s] if "rouge_l" in found[s][code]} == expected
+    for split, code in expected:
+        recalls = []
+        for row in rows[split]:
+            if LANGUAGES[row["language"]] != code:
+                continue
+            answer = [i for i, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+            ids = row["input_ids"][: -len(answer)]
+            for _ in answer:
+                ids = [*ids, int(plain(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
+            said, right = (tokenizer.decode(part).lower() for part in (ids[-len(answer) :], answer))
+            if code == "zh":
+                said, right = ([c for c in text if c.isalnum()] for text in (said, right))
+            else:
+                said, right = (re.findall(r"\w+", text) for text in (said, right))
+            recalls.append(longest_common(said, right) / len(right))
+        assert found[split][code].pop("rouge_l") == pytest.approx(mean(recalls))
+    assert found == without
+    assert (
+        evaluator(3, tokenizer)(model, rows, torch.device("cpu"), probing=False)["retain"]["en"].get("rouge_l") is None
+    )
+
+
 def test_flat_keys_hold_every_figure_the_mean_and_the_worst(found):
     flat = flatten_figures(found, TRAINED, "eval")
     for split, by_language in found.items():
@@ -369,6 +449,13 @@ def test_held_out_languages_do_not_enter_means_and_worst_cases():
         "test_valid_worst_loss": 3.0,
     }
     assert flatten_figures({"valid": {"de": {"loss": 9.0}}}, ["en"]) == {"eval_valid_de_loss": 9.0}
+
+
+def test_the_worst_truth_ratio_is_the_lowest_in_every_split():
+    """On the forget set it is highest where nothing is known any more, elsewhere where the truth is known."""
+    for split in ("forget", "retain"):
+        figures = {split: {"en": {"truth_ratio": 0.25}, "sw": {"truth_ratio": 0.75}}}
+        assert flatten_figures(figures, ["en", "sw"])[f"eval_{split}_worst_truth_ratio"] == 0.25
 
 
 def test_a_metric_that_the_first_language_lacks_has_its_mean_all_the_same():
@@ -437,7 +524,7 @@ def test_candidates_that_share_a_beginning_are_scored_as_if_alone(kind, attentio
     sizes = tokens_forwarded(model)
     figures = evaluator(1)(model, rows, torch.device("cpu"))
     for language, found in figures["forget"].items():
-        expected = naive(model_with(head=False, kind=kind), rows["forget"], LANGUAGES.index(language))
+        expected = naive(model_with(head=False, kind=kind), rows["forget"], LANGUAGES.index(language), "forget")
         assert found == pytest.approx(expected, rel=5 * NOISE), language
     alone = sum(
         len(ids)

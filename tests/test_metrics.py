@@ -170,6 +170,37 @@ def test_probing_is_a_figure_per_row_and_the_reciprocal_rank_a_mean():
         metrics.probing_accuracy([[1.0, 2.0]], [[True]])
 
 
+candidate_losses = st.lists(st.floats(0, 50), min_size=1, max_size=5)
+
+
+@given(candidate_losses, candidate_losses)
+def test_the_truth_ratio_matches_its_definition(wrong, right):
+    ratio = (sum(math.exp(-x) for x in wrong) / len(wrong)) / (sum(math.exp(-x) for x in right) / len(right))
+    log_ratio = metrics.log_truth_ratio([*right, *wrong], [True] * len(right) + [False] * len(wrong))
+    assert log_ratio == pytest.approx(math.log(ratio), abs=1e-9)
+    assert metrics.truth_ratio_score(log_ratio, is_forget=True) == pytest.approx(min(ratio, 1 / ratio))
+    assert metrics.truth_ratio_score(log_ratio, is_forget=False) == pytest.approx(max(0, 1 - ratio), abs=1e-9)
+
+
+def test_the_truth_ratio_takes_the_arithmetic_mean_of_the_wrong_answers():
+    # P(wrong) 0.5 and 0.125, P(right) 0.25: geometric 1, arithmetic 1.25.
+    losses = [math.log(4), math.log(2), math.log(8)]
+    assert metrics.log_truth_ratio(losses, [True, False, False]) == pytest.approx(math.log(1.25))
+
+
+def test_the_truth_ratio_of_a_ruined_model_is_a_number():
+    assert metrics.log_truth_ratio([2000.0, 1000.0], [True, False]) == 1000
+    assert metrics.truth_ratio_score(1000, is_forget=True) == metrics.truth_ratio_score(1000, is_forget=False) == 0
+    assert metrics.truth_ratio_score(-1000, is_forget=False) == 1
+    assert metrics.log_truth_ratio([math.inf, 1.0], [True, False]) == math.inf
+
+
+@pytest.mark.parametrize("correct", [[True, True], [False, False]])
+def test_there_is_no_truth_ratio_without_both_sides(correct):
+    with pytest.raises(ValueError, match="no truth ratio"):
+        metrics.log_truth_ratio([1.0, 2.0], correct)
+
+
 def test_perplexity_comes_from_sums():
     assert metrics.perplexity(10 * math.log(7), 10) == pytest.approx(7)
     assert metrics.perplexity(1e6, 10) == math.inf

@@ -131,6 +131,25 @@ class StageArguments:
 
 
 @dataclass
+class AuditArguments:
+    """What an audit does; `--audit`, or `python -m unlearn_trainer.audit`."""
+
+    model_before: str | None = _flag(
+        None, "The model before unlearning; with `--audit` it is the one that the run started from."
+    )
+    forgotten_files: list[str] | None = _flag(
+        None, "JSONL files of earlier requests, forgotten before and audited along."
+    )
+    audit_checks: list[str] | None = _flag(None, "Checks of the audit; by default all that the data allow.")
+    audit_relearn_languages: list[str] | None = _flag(
+        None, "Languages that are relearned, one at a time; by default all trained ones."
+    )
+    audit_relearn_steps: int = _flag(30, "Steps of the relearning.")
+    audit_relearn_batch_size: int = _flag(16, "Rows of each of them, over all processes.")
+    audit_relearn_learning_rate: float = _flag(5e-5, "Learning rate of the relearning.")
+
+
+@dataclass
 class ObjectiveArguments:
     """What is minimised."""
 
@@ -213,7 +232,9 @@ class WeightArguments:
 
 
 @dataclass
-class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightArguments, TrainingArguments):
+class UnlearnConfig(
+    StageArguments, AuditArguments, ObjectiveArguments, MethodArguments, WeightArguments, TrainingArguments
+):
     """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
 
     After construction objectives, coefficients and `retain_weighting` are those of the method where they were not
@@ -232,6 +253,8 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
         if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
             _check(Path(self.deepspeed).is_file(), f"--deepspeed {self.deepspeed}: there is no such file")
         super().__post_init__()
+        for name in ("audit_checks", "audit_relearn_languages"):
+            setattr(self, name, _split_commas(getattr(self, name)))
         self.remove_unused_columns = False  # the collator's columns are not arguments of the model
         self.restore_callback_states_from_checkpoint = True  # the language weights live in a callback
         self._resolve_objectives()
@@ -289,8 +312,13 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
             _check(value is None or 0 <= value < 2**32, f"--{name} must be 0 to {2**32 - 1}, not {value}")
         for name in ("distill_temperature", "num_train_epochs", "memorize_epochs", "memorize_learning_rate"):
             _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
+        _check(
+            self.audit_relearn_learning_rate > 0,
+            f"--audit_relearn_learning_rate must be above 0, not {self.audit_relearn_learning_rate}",
+        )
+        audited = ("audit_relearn_steps", "audit_relearn_batch_size")
         counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in (*counts, "weight_update_steps", "patience", "relearn_steps"):
+        for name in (*counts, *audited, "weight_update_steps", "patience", "relearn_steps"):
             _check(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
         _check(0 <= self.distill_constant <= 1, f"--distill_constant must be 0 to 1, not {self.distill_constant}")
         _check(
@@ -349,7 +377,6 @@ class UnlearnConfig(StageArguments, ObjectiveArguments, MethodArguments, WeightA
             not (self.train_never_seen and self.never_seen_model),
             "--train_never_seen and --never_seen_model give the same thing twice; leave one out",
         )
-        _check(not self.audit, "--audit is not there yet; leave it out")
         # The last two are trackers of whose presence transformers does not tell.
         trackers = [*get_available_reporting_integrations(), "azure_ml", "flyte"]
         for name in self.report_to:

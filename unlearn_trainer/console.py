@@ -1,6 +1,51 @@
-"""What a run prints: the figures that fit on a line; trackers and the log history get all of them."""
+"""What a command prints and how it ends: figures that fit on a line, one clear error, an exit code."""
 
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from .engines import leave_process_group
+from .errors import Terminated, TrainingDiverged, UnlearnError
+
+EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_TERMINATED = 2, 3, 143
+
+
+def say(text: str) -> None:
+    """Print on the main process only."""
+    if PartialState().is_main_process:
+        print(text, flush=True)
+
+
+def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
+    """Run a command to its end, on one process or as one of many; a person's mistakes become one line.
+
+    Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint; 1: anything else.
+    """
+    code = 1
+    try:
+        run(argv)
+        code = 0
+    except UnlearnError as error:
+        code = _fail(f"error: {error}", EXIT_BAD_INPUT)
+    except TrainingDiverged as error:
+        code = _fail(f"stopped: {error}", EXIT_DIVERGED)
+    except Terminated as error:
+        code = _fail(f"stopped: {error}", EXIT_TERMINATED)
+    finally:
+        leave_process_group(code)
+    if code:
+        sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return code
 
 
 def compact(logs: dict | None) -> dict:

@@ -12,6 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 
 from .arguments import (
+    AuditArguments,
     DataArguments,
     MethodArguments,
     ModelArguments,
@@ -46,6 +47,7 @@ class _Parser(HfArgumentParser):
             ("model", ModelArguments),
             ("data", DataArguments),
             ("stages", StageArguments),
+            ("audit", AuditArguments),
             ("objective", ObjectiveArguments),
             ("options of objectives", MethodArguments),
             ("language weights", WeightArguments),

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .arguments import UnlearnConfig
 from .console import CompactPrinter
-from .engines import engine_of_its_own
 from .errors import ConfigError, DataError
-from .stages import PLAIN_TRAINING
+from .stages import plain_training
 from .trainer import UnlearnTrainer
 
 STEPS = 30
@@ -70,7 +69,15 @@ def relearn(
     if not len(chosen):
         raise DataError(f"there is no row in {language} to relearn")
     with tempfile.TemporaryDirectory() as folder:
-        config = _config(args, folder, learning_rate, steps, batch_size // args.world_size, seed)
+        config = plain_training(
+            args,
+            folder,
+            learning_rate=learning_rate,
+            max_steps=steps,
+            per_device_train_batch_size=batch_size // args.world_size,
+            seed=seed,
+            disable_tqdm=True,
+        )
         trainer = UnlearnTrainer(
             load().requires_grad_(True),
             config,
@@ -101,24 +108,3 @@ def regained(
         if other != language and len(values):
             found[other] = float(values.mean())
     return found
-
-
-def _config(args, folder, learning_rate, steps, rows_of_process, seed):
-    """The run's engine and optimizer, for a plain training that keeps nothing but its model."""
-    return engine_of_its_own(
-        args,
-        method="memorize",
-        forget_objective="nll",
-        retain_objective="none",
-        output_dir=folder,
-        max_steps=steps,
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=rows_of_process,
-        gradient_accumulation_steps=1,
-        seed=seed,
-        data_seed=None,
-        logging_strategy="no",
-        disable_tqdm=True,
-        **PLAIN_TRAINING,
-    )

@@ -23,6 +23,8 @@ from .objectives import METHODS
 from .trainer import UnlearnTrainer
 
 DESCRIPTION = "stage.json"
+# Folders of the output folder.
+MEMORIZED, NEVER_SEEN = "memorized", "never_seen"
 # Plain training that leaves nothing but its model, whatever method the run itself has.
 PLAIN_TRAINING = {
     "forget_coef": 1.0,
@@ -54,9 +56,9 @@ def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: Tokeni
     if args.do_train:
         WeightPolicy.from_config(args).check_measured(measured_splits(args, data))
     if args.memorize_first:
-        start = _local(model_args, stage_folder("memorized", "memorize", model_args, args, data, tokenizer))
+        start = _local(model_args, stage_folder(MEMORIZED, "memorize", model_args, args, data, tokenizer))
     if args.train_never_seen:
-        reference = stage_folder("never_seen", "retain_only", model_args, args, data, tokenizer)
+        reference = stage_folder(NEVER_SEEN, "retain_only", model_args, args, data, tokenizer)
     return start, _local(model_args, reference) if reference else None
 
 
@@ -128,6 +130,28 @@ def stage_folder(
         os.replace(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def plain_training(args: UnlearnConfig, folder: str, **changes) -> UnlearnConfig:
+    """The run's engine, precision and optimizer for plain fine-tuning on given rows, which leaves only its model.
+
+    Args:
+        args: of any run.
+        folder: a place for what a trainer must write somewhere.
+        changes: further settings, such as ``max_steps`` and ``learning_rate``.
+    """
+    return engine_of_its_own(
+        args,
+        method="memorize",
+        forget_objective="nll",
+        retain_objective="none",
+        output_dir=folder,
+        lr_scheduler_type="constant",
+        gradient_accumulation_steps=1,
+        data_seed=None,
+        logging_strategy="no",
+        **(PLAIN_TRAINING | changes),
+    )
 
 
 def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConfig:

@@ -117,6 +117,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             pad_token_id,
             args.per_device_eval_batch_size,
             show_progress=not args.disable_tqdm,
+            tokenizer=processing_class,
         )
         self._logged_losses = torch.zeros(len(SIDES), dtype=torch.float64, device=args.device)
         self._steps_at_log = 0
@@ -340,15 +341,16 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
     def measure_rows(self, model: PreTrainedModel | None = None, description: str = "evaluating") -> dict:
         """Figures of every row, ``{split: {column: array [rows]}}``; otherwise as ``measure``, without probing."""
         splits = {**(self.eval_dataset or {}), **self.predict_dataset}
-        with self._ready(model) as called:
+        with self.ready(model) as called:
             return self.evaluator.rows(called, splits, self.args.device, description=description)
 
     def _measure(self, datasets, model=None, heldout=True, probing=True, description="evaluating"):
-        with self._ready(model) as called:
+        with self.ready(model) as called:
             return self.evaluator(called, datasets, self.args.device, heldout, probing, description)
 
     @contextlib.contextmanager
-    def _ready(self, model):
+    def ready(self, model: PreTrainedModel | None = None):
+        """Within the context the trained model, or another, can be called on every process; yields what to call."""
         if model is not None:
             attach_head(model.requires_grad_(False))
         # During and after a training the engine has the model; otherwise it gets it for this measurement.

@@ -16,11 +16,14 @@ from accelerate.utils import reduce
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from ..lm_head import Segment, Segments, TokenStatistics
 from ..packing import goes_by_mask, mask_for
 from . import metrics
+from .generation import continued_rows, question_rows
 from .prefix_tree import PrefixTree, collate_trees, split_by_size
+from .probing import CandidateScores, candidate_sums, probing_figures
 
 # Figures of one sequence, in the order of the table's columns.
 COLUMNS = (
@@ -31,14 +34,15 @@ COLUMNS = (
     "extraction_strength",
     "probability",
     "min_k",
+    "min_k_40",
     "min_k_plus_plus",
     "sentence_tokens",
     "sentence_nll",
     "last_nll",
 )
-ROW_METRICS = ("memorization_accuracy", "extraction_strength", "probability", "min_k", "min_k_plus_plus")
+ROW_METRICS = ("memorization_accuracy", "extraction_strength", "probability", "min_k", "min_k_40", "min_k_plus_plus")
 # Metrics that fall as a text is known better; all others rise.
-FALLS_WITH_KNOWLEDGE = {"loss", "perplexity", "min_k", "min_k_plus_plus", "sentence_perplexity"}
+FALLS_WITH_KNOWLEDGE = {"loss", "perplexity", "min_k", "min_k_40", "min_k_plus_plus", "sentence_perplexity"}
 # The paper leaves the sentence's last token (its full stop) out of the probing score, except in Chinese.
 SCORED_TO_THE_END = {"zh", "zho", "cmn", "yue"}
 # Attention over a tree costs the square of its nodes: beyond this it eats up what sharing saves.
@@ -52,7 +56,7 @@ def row_figures(statistics: TokenStatistics, rows: torch.Tensor, num_rows: int, 
         statistics: with ``nll`` and ``hit``; the moments of log p add Min-K++.
         rows: [tokens] sorted row index of each token.
         num_rows: number of rows; those without tokens get zeros.
-        min_k_ratio: share of the least likely tokens in Min-K and Min-K++.
+        min_k_ratio: share of the least likely tokens in Min-K and Min-K++; ``min_k_40`` has 0.4 of its own.
 
     Returns:
         dict of float tensors [num_rows].
@@ -73,6 +77,7 @@ def row_figures(statistics: TokenStatistics, rows: torch.Tensor, num_rows: int, 
     if statistics.log_prob_mean is not None:
         moments = statistics.log_prob_mean, statistics.log_prob_std
         figures["min_k"] = metrics.min_k(nll, rows, num_rows, min_k_ratio)
+        figures["min_k_40"] = metrics.min_k(nll, rows, num_rows, 0.4)
         figures["min_k_plus_plus"] = metrics.min_k_plus_plus(nll, *moments, rows, num_rows, min_k_ratio)
     return figures
 
@@ -98,6 +103,7 @@ class MultilingualEvaluator:
         pad_token_id: fills short rows; masked, never judged.
         batch_size: rows a forward and process, if they are as long as the longest; more of shorter ones.
         show_progress: draw a progress bar on the main process.
+        tokenizer: with one, questions are also continued by the model, for ROUGE-L.
     """
 
     def __init__(
@@ -107,9 +113,11 @@ class MultilingualEvaluator:
         pad_token_id: int,
         batch_size: int,
         show_progress: bool = True,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ):
         self.languages, self.num_trained = list(languages), num_trained
         self.pad_token_id, self.batch_size, self.show_progress = pad_token_id, batch_size, show_progress
+        self.tokenizer = tokenizer
 
     def __call__(
         self,
@@ -127,11 +135,30 @@ class MultilingualEvaluator:
             datasets: tokenized rows of each split.
             device: where the batches go.
             heldout: include the languages that are not trained.
-            probing: score the candidates of cloze and qa rows.
+            probing: score the candidates of cloze and qa rows, and continue the questions of qa rows.
             description: label of the progress bar.
         """
-        sequences, table = self._score(model, datasets, device, heldout, probing, description)
-        return self._aggregate(datasets, sequences, table)
+        sequences = list(self._sequences(datasets, heldout, rows=True, candidates=probing))
+        table = self._run(model, sequences, device, description)
+        figures = self._aggregate(datasets, sequences, table)
+        if probing and self.tokenizer is not None:
+            self._add_rouge(figures, model, datasets, device, heldout, description)
+        return figures
+
+    def candidates(
+        self,
+        model: nn.Module,
+        datasets: Mapping[str, Dataset],
+        device: torch.device,
+        heldout: bool = True,
+        description: str = "probing",
+    ) -> dict[str, list[CandidateScores]]:
+        """The scores of every row's candidates, whole on every process, rows in the order of the split.
+
+        Arguments as for a call. A split without candidates in any of the languages is left out.
+        """
+        sequences = list(self._sequences(datasets, heldout, rows=False, candidates=True))
+        return self._scored(datasets, sequences, self._run(model, sequences, device, description))
 
     def rows(
         self,
@@ -148,11 +175,12 @@ class MultilingualEvaluator:
         - ``language``, ``item``: int64, as in the split
         - ``tokens``: int64, labelled tokens of the row
         - ``loss``: their mean NLL in nats; so ``loss @ tokens / tokens.sum()`` is a split's loss
-        - those of :data:`ROW_METRICS`
+        - those of :data:`ROW_METRICS` (``min_k``: the 0.2 least likely tokens; ``min_k_40``: 0.4)
 
         Arguments as for a call. A split without a row in any of the languages is left out.
         """
-        sequences, table = self._score(model, datasets, device, heldout, False, description)
+        sequences = list(self._sequences(datasets, heldout, rows=True, candidates=False))
+        table = self._run(model, sequences, device, description)
         found = {}
         for split, dataset in datasets.items():
             members = [index for index, sequence in enumerate(sequences) if sequence.split == split]
@@ -170,22 +198,19 @@ class MultilingualEvaluator:
             }
         return found
 
-    def _score(self, model, datasets, device, heldout, probing, description):
-        """What is scored, and the table [sequences, columns] of its figures."""
-        count = len(self.languages) if heldout else self.num_trained
-        sequences = list(self._sequences(datasets, count, probing))
-        return sequences, self._run(model, sequences, device, description) if sequences else None
-
-    def _sequences(self, datasets, num_languages, probing):
+    def _sequences(self, datasets, heldout, rows, candidates):
+        """What is scored: rows, their candidates, or both."""
+        num_languages = len(self.languages) if heldout else self.num_trained
         for split, dataset in datasets.items():
             columns = ["input_ids", "labels", "language"]
-            with_candidates = probing and "candidate_input_ids" in dataset.column_names
+            with_candidates = candidates and "candidate_input_ids" in dataset.column_names
             if with_candidates:
                 columns += ["candidate_input_ids", "candidate_labels"]
             for row, values in enumerate(dataset.select_columns(columns).with_format(None)):
                 if values["language"] >= num_languages:
                     continue
-                yield _Sequence(split, row, values["language"], -1, values["input_ids"], values["labels"])
+                if rows:
+                    yield _Sequence(split, row, values["language"], -1, values["input_ids"], values["labels"])
                 if with_candidates:
                     pairs = zip(values["candidate_input_ids"], values["candidate_labels"], strict=True)
                     for index, (ids, labels) in enumerate(pairs):
@@ -194,6 +219,8 @@ class MultilingualEvaluator:
     @torch.no_grad()
     def _run(self, model, sequences, device, description):
         """The table [sequences, columns], whole on every process."""
+        if not sequences:
+            return np.zeros((0, len(COLUMNS)))
         state = PartialState()
         training = model.training
         model.eval()
@@ -279,38 +306,17 @@ class MultilingualEvaluator:
             rows = torch.from_numpy(owner[chosen])
             figures = row_figures(TokenStatistics(**found), rows, len(members))
         else:
-            figures = self._candidate_figures(found["nll"].numpy(), node, chosen, owner, labelled, lengths)
+            nll = found["nll"].numpy()[np.searchsorted(node[chosen], node)]
+            figures = {name: torch.from_numpy(sums) for name, sums in candidate_sums(nll, owner, labelled).items()}
         missing = torch.zeros(len(members), dtype=torch.float64)
         return torch.stack([figures.get(name, missing).double() for name in COLUMNS], dim=1)
 
-    @staticmethod
-    def _candidate_figures(nll_of_node, node, chosen, owner, labelled, lengths):
-        """Sums over each candidate's labelled tokens and over its whole sentence."""
-        nll = nll_of_node[np.searchsorted(node[chosen], node)]
-        count = len(lengths)
-        is_last = np.diff(owner, append=-1) != 0
-        figures = {
-            "tokens": np.bincount(owner, labelled, count),
-            "nll": np.bincount(owner, labelled * nll, count),
-            "sentence_tokens": lengths,
-            "sentence_nll": np.bincount(owner, nll, count),
-            "last_nll": np.bincount(owner, nll * is_last, count),
-        }
-        return {name: torch.from_numpy(np.asarray(value, dtype=np.float64)) for name, value in figures.items()}
-
     def _aggregate(self, datasets, sequences, table):
         groups: dict[tuple[str, int], list[int]] = {}
-        candidates: dict[tuple[str, int], dict[int, list[int]]] = {}
         for index, sequence in enumerate(sequences):
-            group = (sequence.split, sequence.language)
             if sequence.candidate < 0:
-                groups.setdefault(group, []).append(index)
-            else:
-                candidates.setdefault(group, {}).setdefault(sequence.row, []).append(index)
-        correct = {
-            split: dataset["candidate_correct"] if "candidate_correct" in dataset.column_names else None
-            for split, dataset in datasets.items()
-        }
+                groups.setdefault((sequence.split, sequence.language), []).append(index)
+        candidates = self._scored(datasets, sequences, table)
         result: dict = {split: {} for split in datasets}
         for (split, language), members in groups.items():
             column = dict(zip(COLUMNS, table[members].T, strict=True))
@@ -323,41 +329,43 @@ class MultilingualEvaluator:
                 "rows": len(members),
                 "tokens": int(tokens),
             }
-            found = candidates.get((split, language))
-            if found:
-                figures |= self._probe(table, found, correct[split], self.languages[language])
+            scored = [row for row in candidates.get(split, ()) if row.language == language]
+            if scored:
+                figures |= probing_figures(scored, split == "forget")
             result[split][self.languages[language]] = figures
         return {split: by_language for split, by_language in result.items() if by_language}
 
-    def _probe(self, table, candidates, correct, language):
-        """Probing accuracy by the paper's scoring and on the candidate's tokens alone, and the sentence perplexity."""
-        column = {name: i for i, name in enumerate(COLUMNS)}
-        sentence_losses, token_losses, flags = [], [], []
-        sentence_nll = sentence_tokens = 0.0
-        for row, indices in candidates.items():
-            part = table[indices]
-            nll, tokens = part[:, column["sentence_nll"]], part[:, column["sentence_tokens"]]
-            right = next(i for i, flag in enumerate(correct[row]) if flag)
-            sentence_nll += nll[right]
-            sentence_tokens += tokens[right]
-            if language.replace("_", "-").split("-")[0] not in SCORED_TO_THE_END:
-                nll, tokens = nll - part[:, column["last_nll"]], tokens - 1
-            sentence_losses.append((nll / np.maximum(tokens, 1)).tolist())
-            token_losses.append((part[:, column["nll"]] / np.maximum(part[:, column["tokens"]], 1)).tolist())
-            flags.append([bool(flag) for flag in correct[row]])
-        right = np.array(metrics.probing_accuracy(sentence_losses, flags))
-        several = np.array([len(row) > 1 for row in flags])
-        figures = {
-            "probing_accuracy": float(right.mean()),
-            "probing_accuracy_answer_tokens": float(np.mean(metrics.probing_accuracy(token_losses, flags))),
-            "mean_reciprocal_rank": metrics.mean_reciprocal_rank(sentence_losses, flags),
-            "probing_rows": len(flags),
-            "probing_rows_several_candidates": int(several.sum()),
-            "sentence_perplexity": metrics.perplexity(sentence_nll, sentence_tokens),
+    def _scored(self, datasets, sequences, table):
+        """``{split: [CandidateScores]}`` from the table's rows of candidates."""
+        groups: dict[tuple[str, int], list[int]] = {}
+        for index, sequence in enumerate(sequences):
+            if sequence.candidate >= 0:
+                groups.setdefault((sequence.split, sequence.row), []).append(index)
+        given = {
+            split: (datasets[split]["candidate_correct"][:], datasets[split]["item"][:])
+            for split in dict.fromkeys(split for split, _ in groups)
         }
-        if several.any():
-            figures["probing_accuracy_several_candidates"] = float(right[several].mean())
-        return figures
+        found: dict[str, list[CandidateScores]] = {}
+        for (split, row), members in groups.items():
+            correct, items = given[split]
+            language = sequences[members[0]].language
+            to_the_end = self.languages[language].replace("_", "-").split("-")[0] in SCORED_TO_THE_END
+            sums = dict(zip(COLUMNS, table[members].T, strict=True))
+            scores = CandidateScores.from_sums(language, items[row], correct[row], sums, to_the_end)
+            found.setdefault(split, []).append(scores)
+        return found
+
+    def _add_rouge(self, figures, model, datasets, device, heldout, description):
+        """ROUGE-L recall of the answers to the questions, in the splits and languages that consist of questions."""
+        count = len(self.languages) if heldout else self.num_trained
+        special = self.tokenizer.all_special_ids
+        asked = {split: dataset.select(question_rows(dataset, count, special)) for split, dataset in datasets.items()}
+        asked = {split: dataset for split, dataset in asked.items() if len(dataset)}
+        options = self.batch_size, self.show_progress, f"{description}: answers"
+        for split, columns in continued_rows(model, asked, self.tokenizer, device, *options).items():
+            for language in np.unique(columns["language"]):
+                chosen = columns["rouge_l"][columns["language"] == language]
+                figures[split][self.languages[language]]["rouge_l"] = float(chosen.mean())
 
 
 def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval") -> dict[str, float]:
@@ -377,7 +385,9 @@ def flatten_figures(figures: dict, trained: Sequence[str], prefix: str = "eval")
             if name in ("rows", "tokens") or name.startswith("probing_rows"):
                 continue
             flat[f"{prefix}_{split}_{name}"] = math.fsum(values) / len(values)
-            # On the forget set the worst language is the best known one, elsewhere the least known.
-            worst = max if (name in FALLS_WITH_KNOWLEDGE) != (split == "forget") else min
+            # On the forget set the worst language is the best known one, elsewhere the least known. The truth ratio is
+            # turned round there already.
+            falls = name in FALLS_WITH_KNOWLEDGE or (name == "truth_ratio" and split == "forget")
+            worst = max if falls != (split == "forget") else min
             flat[f"{prefix}_{split}_worst_{name}"] = worst(values)
     return flat

@@ -139,6 +139,38 @@ def mean_reciprocal_rank(losses: Sequence[Sequence[float]], correct: Sequence[Se
     return math.fsum(ranks) / len(ranks) if ranks else 0.0
 
 
+def log_truth_ratio(losses: Sequence[float], correct: Sequence[bool]) -> float:
+    """log R of one row, R = P(wrong) / P(right) with P = exp(-loss): TOFU's truth ratio (Maini et al., 2024).
+
+    ``losses[j]`` is the mean NLL of the tokens of candidate j, the right one a paraphrase of what was trained on. P of
+    several candidates is the arithmetic mean of their probabilities, as in the paper (the geometric mean, exp of the
+    mean loss, is also in use). The logarithm, because R itself leaves the range of floating point on a model that
+    ascent has ruined; -inf and inf where only one side is possible.
+
+    Raises ValueError where there is no right or no wrong candidate, or losses and flags differ in number.
+    """
+    pairs = list(zip(losses, correct, strict=True))
+    wrong, right = ([-loss for loss, is_correct in pairs if is_correct == side] for side in (False, True))
+    if not wrong or not right:
+        raise ValueError(f"no truth ratio of {len(right)} right and {len(wrong)} wrong candidates")
+    return _log_mean_exp(wrong) - _log_mean_exp(right)
+
+
+def truth_ratio_score(log_ratio: float, is_forget: bool) -> float:
+    """What a truth ratio R is worth, from 0 to 1: min(R, 1/R) on the forget set, max(0, 1 - R) elsewhere.
+
+    On the forget set 1 means that right and wrong are equally likely, elsewhere that nothing wrong is.
+    """
+    return math.exp(-abs(log_ratio)) if is_forget else max(0.0, -math.expm1(min(log_ratio, 0.0)))
+
+
+def _log_mean_exp(values: Sequence[float]) -> float:
+    largest = max(values)
+    if not math.isfinite(largest):
+        return largest
+    return largest + math.log(math.fsum(math.exp(value - largest) for value in values) / len(values))
+
+
 def perplexity(nll_sum: float, tokens: int) -> float:
     """exp(nll_sum / tokens) of sums over all rows, never of means of means; inf on overflow, NaN without tokens."""
     if tokens == 0:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainingArguments
 
 SCHEMA_VERSION = 1
 REQUIRED_KEYS = (
@@ -61,6 +62,11 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def configuration(model_args: Any, data_args: Any, args: TrainingArguments) -> dict[str, Any]:
+    """Every flag by its name, with secrets hidden as transformers does."""
+    return {**vars(model_args), **vars(data_args), **json.loads(args.to_json_string())}
 
 
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:

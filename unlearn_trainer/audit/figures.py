@@ -1,0 +1,173 @@
+"""Figures with their uncertainty: every one has the number of rows it rests on and a bootstrap interval over them."""
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+# Values drawn at once; beyond this resamples are drawn in parts.
+_DRAWN = 4_000_000
+
+
+def seed_of(seed: int, *words: str) -> int:
+    """A seed of its own for each purpose, the same in every process and run."""
+    return zlib.crc32("/".join([str(seed), *words]).encode())
+
+
+def bootstrap(
+    statistic: Callable[..., np.ndarray], *samples: Sequence, seed: int, resamples: int = RESAMPLES
+) -> dict[str, float]:
+    """A statistic with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993).
+
+    Args:
+        statistic: maps arrays [resamples, n, ...], one a sample, to [resamples].
+        samples: arrays [n, ...] that are resampled along their first axis, independently of each other. To keep
+            figures of one row together put them into one array.
+        seed: of the resampling.
+        resamples: how many.
+
+    Returns:
+        ``{"value", "low", "high", "n"}``; n is that of the smallest sample. The interval holds the value. Where all
+        rows agree it has no width: read it with n.
+
+    Raises:
+        ValueError: a sample is empty.
+    """
+    arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
+    if any(not len(array) for array in arrays):
+        raise ValueError("no figure of an empty sample")
+    generator = np.random.default_rng(seed)
+    value = float(statistic(*(array[None] for array in arrays))[0])
+    part = max(1, _DRAWN // max(array.size for array in arrays))
+    drawn = []
+    for start in range(0, resamples, part):
+        count = min(part, resamples - start)
+        picked = (array[generator.integers(len(array), size=(count, len(array)))] for array in arrays)
+        drawn.append(statistic(*picked))
+    drawn = np.concatenate(drawn)
+    drawn = drawn[~np.isnan(drawn)]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) if len(drawn) else (math.nan, math.nan)
+    return {
+        "value": value,
+        "low": min(float(low), value),
+        "high": max(float(high), value),
+        "n": min(len(array) for array in arrays),
+    }
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Statistic: the mean over rows."""
+    return values.mean(1)
+
+
+def mean_figure(values: Sequence[float], seed: int) -> dict[str, float]:
+    """The mean over rows with its interval."""
+    return bootstrap(mean, values, seed=seed)
+
+
+def ratio_of_sums(pairs: np.ndarray) -> np.ndarray:
+    """Statistic of rows (numerator, denominator) [resamples, n, 2]: the ratio of their sums, as in a loss by token."""
+    return pairs[..., 0].sum(1) / pairs[..., 1].sum(1)
+
+
+def perplexity_of_sums(pairs: np.ndarray) -> np.ndarray:
+    """Statistic of rows (NLL, tokens) [resamples, n, 2]: exp of the ratio of their sums."""
+    with np.errstate(over="ignore"):
+        return np.exp(ratio_of_sums(pairs))
+
+
+def area(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Statistic of scores [resamples, n] and [resamples, m]: the AUC, by ranks (ties count half)."""
+    found = np.empty(len(members))
+    for index, (inside, outside) in enumerate(zip(members, others, strict=True)):
+        outside = np.sort(outside)
+        below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
+        found[index] = below.sum() / (2 * len(inside) * len(outside))
+    return found
+
+
+def rows_by_language(
+    columns: Mapping[str, np.ndarray],
+    languages: Sequence[str],
+    metrics: Sequence[str] = ("memorization_accuracy", "extraction_strength"),
+) -> dict[str, dict[str, dict[str, list]]]:
+    """``{metric: {language: {"items": [...], "values": [...]}}}`` from the columns of an evaluated split.
+
+    A language without a row is left out.
+    """
+    found: dict[str, dict] = {metric: {} for metric in metrics}
+    for index, language in enumerate(languages):
+        chosen = columns["language"] == index
+        if chosen.any():
+            items = columns["item"][chosen].tolist()
+            for metric in metrics:
+                found[metric][language] = {"items": items, "values": columns[metric][chosen].tolist()}
+    return found
+
+
+def paired(*rows: Mapping[str, list]) -> np.ndarray:
+    """Values of the items that all have, [items, subjects], by item.
+
+    Args:
+        rows: ``{"items", "values"}`` of one figure and language, from several models.
+    """
+    values = [dict(zip(each["items"], each["values"], strict=True)) for each in rows]
+    common = sorted(set.intersection(*(set(each) for each in values)))
+    return np.array([[each[item] for each in values] for item in common], dtype=np.float64).reshape(-1, len(rows))
+
+
+def position(
+    audited: Mapping, reference: Mapping, before: Mapping, seed: int, same_rows: bool = True
+) -> dict[str, float] | None:
+    """Where the audited model stands between one that never saw the rows (0) and the one before (1).
+
+    Args:
+        audited, before: ``{"items", "values"}`` of one figure and language.
+        reference: of a model that never saw these rows or, with ``same_rows`` false, of rows that were never seen.
+        seed: of the bootstrap, which draws what belongs to one item together.
+
+    Returns:
+        The figure; None where no item is common to all, or before and reference are the same.
+    """
+
+    def share(value, never, known):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (value - never) / (known - never)
+
+    if same_rows:
+        triples = paired(audited, reference, before)
+        if not len(triples) or triples[:, 1].mean() == triples[:, 2].mean():
+            return None
+        found = bootstrap(lambda drawn: share(*_means(drawn, 0, 1, 2)), triples, seed=seed)
+    else:
+        pairs, others = paired(audited, before), np.array(reference["values"])
+        if not len(pairs) or not len(others) or others.mean() == pairs[:, 1].mean():
+            return None
+        found = bootstrap(
+            lambda drawn, never: share(drawn[..., 0].mean(1), never.mean(1), drawn[..., 1].mean(1)),
+            pairs,
+            others,
+            seed=seed,
+        )
+    return found
+
+
+def excess(audited: Mapping, reference: Mapping, seed: int, same_rows: bool = True) -> dict[str, float] | None:
+    """How far the audited model's mean lies above the reference's; arguments as for :func:`position`."""
+    if same_rows:
+        pairs = paired(audited, reference)
+        return (
+            bootstrap(lambda drawn: mean(drawn[..., 0]) - mean(drawn[..., 1]), pairs, seed=seed)
+            if len(pairs)
+            else None
+        )
+    if not audited["values"] or not reference["values"]:
+        return None
+    return bootstrap(lambda drawn, never: mean(drawn) - mean(never), audited["values"], reference["values"], seed=seed)
+
+
+def _means(drawn: np.ndarray, *columns: int) -> list[np.ndarray]:
+    return [drawn[..., column].mean(1) for column in columns]

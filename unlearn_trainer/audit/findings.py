@@ -1,0 +1,197 @@
+"""What the checks find: run and kept one by one, compared between the models, and summed up.
+
+The result of a check on a model is written to ``<output_dir>/checks`` at once, so that an audit that was stopped goes
+on where it was.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate.utils import broadcast_object_list
+
+from ..console import say
+from ..errors import ConfigError
+from ..evaluation.report import write_json
+from .checks import ALL, CHECKS, Check
+from .figures import excess, mean_figure, position, seed_of
+from .knowledge import forget_quality
+from .memorization import privacy_leakage
+from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, Subject
+from .verdict import RULE, VERDICTS, counts_as_knowledge, is_known, judge, nothing_to_forget
+
+
+class Findings:
+    """Results by check and model, read from the folder where they are finished.
+
+    Args:
+        folder: ``<output_dir>/checks``.
+        subjects: the models by name.
+    """
+
+    def __init__(self, folder: Path, subjects: Mapping[str, Subject]):
+        self.folder, self.subjects = folder, subjects
+        self.results: dict[str, dict[str, dict]] = {}
+        self.seconds: dict[str, float] = {}
+        self.skipped: dict[str, str] = {}
+
+    def run(self, check: Check) -> None:
+        """Run a check on all its models, or take what lies in the folder.
+
+        Raises:
+            ConfigError: the folder holds results of other models, rows or settings.
+        """
+        if reason := check.obstacle(self.subjects):
+            self.skipped[check.name] = reason
+            return
+        found = self.results[check.name] = {}
+        for name in check.models:
+            if name in self.subjects:
+                found[name] = self._result(check, self.subjects[name])
+
+    def _result(self, check, subject):
+        file = self.folder / f"{check.name}-{subject.name}.json"
+        described = subject.fingerprint(check.settings)
+        known = [None]
+        if subject.is_main_process and file.exists():
+            known = [json.loads(file.read_text(encoding="utf-8"))]
+        known = broadcast_object_list(known)[0]
+        if known is not None and known["made_of"] != described:
+            changed = ", ".join(key for key, value in described.items() if known["made_of"].get(key) != value)
+            raise ConfigError(
+                f"{file} was made with other settings ({changed} differ); choose another --output_dir, or delete the "
+                "folder of an earlier audit"
+            )
+        if known is None:
+            say(f"audit: {check.name} of the model {subject.name}")
+            started = time.time()
+            known = {"made_of": described, "result": check.run(subject), "seconds": time.time() - started}
+            if subject.is_main_process:
+                write_json(file, known)
+        self.seconds[check.name] = self.seconds.get(check.name, 0.0) + known["seconds"]
+        return known["result"]
+
+    @property
+    def reference_is_of_same_rows(self) -> bool:
+        """Whether the never-seen figures are of the forget rows, under a model that never saw them."""
+        return NEVER_SEEN not in self.subjects or self.subjects[NEVER_SEEN].measured == "forget"
+
+    def figures(self) -> dict[str, dict[str, dict]]:
+        """``{language: {name: figure}}``, compared with the other models as in audit.json.
+
+        ``excess`` is how far the audited model lies above the never-seen figure, ``known`` how far the one before did.
+        """
+        found: dict[str, dict] = {language: {} for language in self.subjects[AUDITED].languages}
+        for by_model in self.results.values():
+            for name, by_language in by_model.get(AUDITED, {}).get("rows", {}).items():
+                for language, rows in by_language.items():
+                    found[language][name] = self._compared(name, language, rows, by_model)
+            for name, by_language in by_model.get(AUDITED, {}).get("figures", {}).items():
+                for language, figure in by_language.items():
+                    found[language][name] = dict(figure)
+                    for model in (BEFORE, NEVER_SEEN):
+                        other = by_model.get(model, {}).get("figures", {}).get(name, {}).get(language)
+                        if other is not None:
+                            found[language][name][model] = other
+        self._add_comparisons(found)
+        return found
+
+    def _compared(self, name, language, rows, by_model):
+        seed = seed_of(self.subjects[AUDITED].seed, name, language)
+        figure = mean_figure(rows["values"], seed)
+        others = {model: by_model.get(model, {}).get("rows", {}).get(name, {}).get(language) for model in ALL}
+        for model in (BEFORE, NEVER_SEEN):
+            if others[model] is not None:
+                figure[model] = mean_figure(others[model]["values"], seed)
+        reference, same_rows = others[NEVER_SEEN], self.reference_is_of_same_rows
+        if reference is None:
+            return figure
+        figure["excess"] = excess(rows, reference, seed, same_rows)
+        # What an attack brings back is measured by all there was to know, not by what it would have brought before.
+        # The rows of earlier requests were forgotten before already: for them the difference alone speaks.
+        variant, _, metric = name.rpartition("/")
+        plain = self.results["memorization"].get(BEFORE, {}).get("rows", {})
+        before = None if variant.startswith(EARLIER) else plain.get(metric, {}).get(language)
+        if before is not None:
+            figure["known"] = excess(before, reference, seed, same_rows)
+            if is_known(figure["known"], metric):
+                figure["position"] = position(rows, reference, before, seed, same_rows)
+        return {key: value for key, value in figure.items() if value is not None}
+
+    def _add_comparisons(self, found):
+        """Figures that need two models."""
+        ratios = self.results.get("truth_ratio", {})
+        for language, figures in found.items():
+            loss = figures.get("auc_loss", {})
+            if NEVER_SEEN in loss and self.reference_is_of_same_rows:
+                figures |= privacy_leakage(loss, loss[NEVER_SEEN])
+            pair = [ratios.get(model, {}).get("ratios", {}).get(language) for model in (AUDITED, NEVER_SEEN)]
+            if all(pair) and all(value is not None and value == value for each in pair for value in each):
+                quality = forget_quality(*pair)
+                figures["forget_quality"] = {
+                    "value": quality["p_value"],
+                    "low": None,
+                    "high": None,
+                    "n": quality["n"],
+                    "statistic": quality["statistic"],
+                }
+
+
+def assemble(findings: Findings) -> dict:
+    """The content of audit.json but for how it was made: verdicts, figures and attacks, worst language first."""
+    subjects = findings.subjects
+    figures = findings.figures()
+    languages = {}
+    for index, (language, found) in enumerate(figures.items()):
+        if "memorization_accuracy" not in found:
+            continue  # no forget row in it
+        verdict, reasons = judge(found)
+        languages[language] = {
+            "verdict": verdict,
+            "reasons": reasons,
+            "held_out": index >= subjects[AUDITED].num_trained,
+            "figures": found,
+        }
+    order = sorted(languages, key=lambda code: (VERDICTS.index(languages[code]["verdict"]), -_worst(figures[code])))
+    judged = [each["verdict"] for each in languages.values()]
+    return {
+        "schema_version": 1,
+        "models": {name: subjects[name].source if name in subjects else None for name in reversed(ALL)},
+        "summary": {
+            "verdicts": {verdict: judged.count(verdict) for verdict in VERDICTS},
+            "worst_language": order[0] if order else None,
+            "nothing_to_forget": [code for code in order if nothing_to_forget(figures[code])],
+        },
+        "rule": RULE,
+        "languages": {code: languages[code] for code in order},
+        "attacks": {name: _attack(CHECKS[name], by_model, figures) for name, by_model in findings.results.items()},
+        "skipped": findings.skipped,
+        "timing": findings.seconds,
+    }
+
+
+def _attack(check, by_model, figures):
+    """What a check shows beyond single figures: its variants by language, its matrix with all models, its notes."""
+    audited = by_model[AUDITED]
+    found: dict[str, dict | list] = {"variants": {}, "notes": audited.get("notes", [])}
+    for name in [*audited.get("rows", {}), *audited.get("figures", {})] if check.is_attack else ():
+        variant, _, metric = name.rpartition("/")
+        cells = {code: each[name] for code, each in figures.items() if name in each}
+        found["variants"].setdefault(variant, {})[metric] = {
+            code: cell | {AUDITED: {key: cell[key] for key in ("value", "low", "high", "n")}}
+            for code, cell in cells.items()
+        }
+    if "matrix" in audited:
+        tables = [each["matrix"]["values"] for each in by_model.values() if "matrix" in each]
+        found["matrix"] = audited["matrix"] | {
+            "values": {name: table for each in tables for name, table in each.items()}
+        }
+    return found
+
+
+def _worst(figures):
+    """The greatest share of the way back to the model before, over figures that tell knowledge."""
+    known = [each for name, each in figures.items() if counts_as_knowledge(name)]
+    placed = [each.get("position") or each.get("excess") for each in known]
+    return max((each["value"] for each in placed if each), default=0.0)

@@ -1,0 +1,124 @@
+"""The logit lens as an attack: what the blocks inside know, read through the model's own final norm and head.
+
+Unlearning often suppresses an answer in the last blocks only, behind others whose states still spell it out. Each
+block's state is read as if it were the last one's (nostalgebraist 2020, "interpreting GPT: the logit lens").
+"""
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import nn
+
+from ..evaluation import metrics
+from ..lm_head import Segment, Segments
+from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed
+from .subject import Subject
+
+METRIC = "memorization_accuracy"
+
+
+def accuracy_by_layer(subject: Subject, model: nn.Module, rows: Dataset) -> np.ndarray:
+    """Memorization accuracy of each row, read from the output of each block: [rows, layers], whole on every process.
+
+    The model's own forward reads the states: behind the last block they are put in the place of its output, as further
+    rows of the batch. So whatever lies between there and the logits is applied to each, whatever it is called: a norm,
+    a projection, a scale, a soft cap. The last column is the model's ordinary memorization accuracy.
+
+    Args:
+        model: what ``subject.ready()`` has given.
+        rows: tokenized.
+
+    Raises:
+        NoResidualStream: the model has no list of blocks, or does not make its logits from the last one's output.
+    """
+    blocks = blocks_of(model)
+    table = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
+    for numbers, batch in shared_batches(subject, rows, "logit lens"):
+        labels = batch.pop("labels")[:, 1:]
+        row, column = (labels != -100).nonzero(as_tuple=True)
+        segment = _read(model, blocks, batch, row, column, labels[row, column])
+        # Tokens of the layers one after the other; each layer's rows are numbered behind those of the one before.
+        count = len(labels)
+        owner = (torch.arange(len(blocks))[:, None] * count + row.cpu()).flatten()
+        hits = segment.statistics.hit.cpu().double()
+        found = metrics.memorization_accuracy(hits, owner, len(blocks) * count)
+        table[numbers] = found.view(len(blocks), count).T[: len(numbers)]
+    return summed(table, subject).numpy()
+
+
+def _read(model, blocks, batch, row, column, targets):
+    """The filled segment of the tokens at (row, column), once for each layer."""
+    rows, length = batch["input_ids"].shape
+    layers = torch.arange(len(blocks), device=row.device)[:, None]
+    segment = Segment(
+        positions=((layers * rows + row) * length + column).flatten(),
+        targets=targets.repeat(len(blocks)),
+        needs=frozenset({"nll"}),
+    )
+    states: list[torch.Tensor] = []
+
+    def collect(index, state):
+        if index == 0:
+            states.clear()
+        states.append(state)
+        if len(states) < len(blocks):
+            return None
+        return torch.cat([each.to(state.device, state.dtype) for each in states])
+
+    def check(_, inputs):
+        if len(inputs[0]) != len(blocks) * rows * length:
+            raise NoResidualStream(f"{type(model).__name__} does not make its logits from its last block's output")
+
+    inner = getattr(model, "module", model)
+    handle = inner._vocabulary_head.module.register_forward_pre_hook(check)
+    try:
+        with on_outputs(blocks, collect):
+            model(**batch, segments=Segments(segment))
+    finally:
+        handle.remove()
+    return segment
+
+
+def logit_lens(subject: Subject) -> dict:
+    """Memorization accuracy of the forget rows at the best layer of each language, and of all layers.
+
+    The layer is picked by one half of the items, the figure by row ``logit_lens/memorization_accuracy`` is that of the
+    other half: a maximum over layers on the rows that it is reported for would grow with the number of layers. The
+    matrix, by layer (from 1) and language, is over all rows.
+    """
+    rows = subject.datasets["forget"]
+    try:
+        with subject.ready() as model:
+            table = accuracy_by_layer(subject, model, rows)
+    except NoResidualStream as error:
+        return {"notes": [f"no logit lens: {error}"]}
+    languages, items = np.array(rows["language"]), np.array(rows["item"])
+    picking = picks(items, subject.seed)
+    values, best = {}, {}
+    matrix = [[None] * len(subject.languages) for _ in range(table.shape[1])]
+    for index, language in enumerate(subject.languages):
+        of_language = languages == index
+        for layer, mean in enumerate(table[of_language].mean(0) if of_language.any() else []):
+            matrix[layer][index] = float(mean)
+        picked, measured = of_language & picking, of_language & ~picking
+        if picked.any() and measured.any():
+            best[language] = int(table[picked].mean(0).argmax())
+            values[language] = {
+                "items": items[measured].tolist(),
+                "values": table[measured, best[language]].tolist(),
+            }
+    layers = ", ".join(f"{language} {layer + 1}" for language, layer in best.items())
+    return {
+        "rows": {f"logit_lens/{METRIC}": values},
+        "matrix": {
+            "rows": [str(layer + 1) for layer in range(table.shape[1])],
+            "columns": list(subject.languages),
+            "row_title": "layer",
+            "column_title": "language",
+            "metric": METRIC,
+            "values": {subject.name: matrix},
+        },
+        "notes": [
+            f"{subject.name}: layer read, of {table.shape[1]}, picked by the other half of the items: {layers}."
+        ],
+    }

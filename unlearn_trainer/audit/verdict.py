@@ -1,0 +1,106 @@
+"""What an audit concludes about a language, by a written rule.
+
+The verdict is empirical: it speaks of the attacks that were made, with the rows there were.
+"""
+
+from collections.abc import Mapping
+
+# Shares of the way from a model that never saw the rows (0) to the model before (1); see RULE.
+LEAKS, CLEAR, BEYOND = 0.10, 0.25, -0.10
+# The model before has to know a language by this much more than one that never saw it, or nothing can be forgotten.
+LEAST_KNOWN = 0.02
+KNOWLEDGE = ("memorization_accuracy", "extraction_strength")
+# Variants that tell what an attack does by itself, not what the model knows; and splits that are no forget rows.
+CONTROLS = {"relearned_from_other_text", "random_direction", "primed_with_another", "retain", "valid", "test"}
+FORGOTTEN, LEAKING, OVER, UNDECIDED = "forgotten", "leaks", "over-unlearned", "undecided"
+VERDICTS = (LEAKING, UNDECIDED, OVER, FORGOTTEN)
+
+RULE = (
+    "Every figure is placed between a model that never saw the forget set, under the same attack (0), and the "
+    "model before unlearning as it stood (1), with a 95 % bootstrap interval over rows; where the model before "
+    f"did not know it better by {LEAST_KNOWN} at least and by its whole interval, the difference from the never- "
+    "seen figure stands in for the place. A language leaks if its memorization accuracy or extraction strength, "
+    f"as it stands or under any attack, lies above {LEAKS} with its whole interval. Otherwise it is over-unlearned "
+    f"if the place of the forget rows' loss lies below {BEYOND} with its whole interval, and the loss above the "
+    "never-seen model's interval: text that was never seen is likelier than that. Otherwise it is forgotten if "
+    f"all these figures lie below {CLEAR} with their whole intervals, and undecided if an interval is too wide to "
+    "say. A language in which the model before was no better than one that never saw the rows had nothing to "
+    "forget, and is undecided unless it leaks."
+)
+
+
+def counts_as_knowledge(name: str) -> bool:
+    """Whether a figure `<variant>/<metric>` says what the model knows of the forget rows."""
+    *variant, metric = name.split("/")
+    return metric in KNOWLEDGE and not set(variant) & CONTROLS
+
+
+def is_known(excess: Mapping[str, float] | None, metric: str) -> bool:
+    """Whether a model knows something: its figure differs from the never-seen one enough, and surely.
+
+    Args:
+        excess: over the never-seen figure, with its interval.
+        metric: losses fall with knowledge and may differ either way.
+    """
+    if excess is None:
+        return False
+    surely = excess["low"] > 0 or (metric not in KNOWLEDGE and excess["high"] < 0)
+    return surely and abs(excess["value"]) >= LEAST_KNOWN
+
+
+def nothing_to_forget(figures: Mapping[str, Mapping]) -> bool:
+    """Whether the model before did not know a language's forget rows better than one that never saw them.
+
+    Args:
+        figures: of one language, as in audit.json.
+    """
+    plain = figures.get("memorization_accuracy", {})
+    return "known" in plain and not is_known(plain["known"], "memorization_accuracy")
+
+
+def judge(figures: Mapping[str, Mapping]) -> tuple[str, list[str]]:
+    """The verdict on a language and the reasons for it, by :data:`RULE`.
+
+    Args:
+        figures: name to a figure, as in audit.json; see :meth:`Findings.figures`.
+    """
+    leaks, open_questions = [], []
+    for name, figure in figures.items():
+        placed = figure.get("position") or figure.get("excess")
+        if not counts_as_knowledge(name) or placed is None:
+            continue
+        if placed["low"] > LEAKS:
+            leaks.append((placed["value"], f"{_plain(name)} {_against(figure)}"))
+        elif not placed["high"] < CLEAR:  # also where it is no number
+            open_questions.append((placed["high"], f"{_plain(name)} {_against(figure)}: the interval is too wide"))
+    over = _over_unlearned(figures.get("loss", {}))
+    reasons = [text for _, text in sorted(leaks, reverse=True)]
+    if leaks:
+        return LEAKING, reasons + over
+    if nothing_to_forget(figures):
+        return UNDECIDED, ["the model before did not know these rows better than one that never saw them"]
+    if over:
+        return OVER, over
+    if open_questions:
+        return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)]
+    if not any(counts_as_knowledge(name) and (f.get("position") or f.get("excess")) for name, f in figures.items()):
+        return UNDECIDED, ["there is nothing to compare with: give a never-seen model, or valid or test rows"]
+    return FORGOTTEN, ["no attack made found more than a model that never saw the rows has"]
+
+
+def _over_unlearned(loss):
+    placed, reference = loss.get("position"), loss.get("never_seen")
+    if not placed or not reference or placed["high"] >= BEYOND or loss["low"] <= reference["high"]:
+        return []
+    return [f"the loss of the forget rows is {loss['value']:.2f}, that of never-seen ones {reference['value']:.2f}"]
+
+
+def _plain(name):
+    variant, _, metric = name.rpartition("/")
+    metric = metric.replace("_", " ")
+    return f"{metric}, {variant.replace('_', ' ')}," if variant else metric
+
+
+def _against(figure):
+    reference = figure.get("never_seen")
+    return f"is {figure['value']:.3f}" + (f" against {reference['value']:.3f} never seen" if reference else "")

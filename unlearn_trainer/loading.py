@@ -1,0 +1,60 @@
+"""What a run works on: the tokenizer and the rows, from files, the Hub, or the corpus and model that are built in."""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from .arguments import DataArguments, ModelArguments, UnlearnConfig
+from .data import Item, TokenizedData, load_splits, read_jsonl, synthetic, tokenize_splits
+from .models import load_tokenizer
+
+SPLITS = ("forget", "retain", "valid", "test")
+
+
+def load_rows(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnlearnConfig,
+    further: Mapping[str, str] | None = None,
+) -> tuple[PreTrainedTokenizerBase, dict[str, list[Item]], TokenizedData]:
+    """The tokenizer, the items of each split and their tokenized rows.
+
+    Where `synthetic` is asked for, corpus and model are written below the output folder on first use, and the
+    arguments name these folders afterwards. Several processes of a machine let the first one go ahead.
+
+    Args:
+        further: JSONL files of splits beyond the usual four, by the splits' names.
+    """
+    if data_args.data_dir == "synthetic":
+        data_args.data_dir = _built(Path(args.output_dir) / "synthetic" / "data", synthetic.write_corpus, args.seed)
+    if model_args.model_name_or_path == "synthetic":
+        folder = Path(args.output_dir) / "synthetic" / "model"
+        model_args.model_name_or_path = _built(folder, synthetic.build_model, args.seed)
+    tokenizer = load_tokenizer(model_args)
+    files = {f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS}
+    splits = load_splits(data_args.data_dir, **files)
+    splits |= {name: read_jsonl(file) for name, file in (further or {}).items()}
+    train, valid, test = data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples
+    limits = dict(zip(SPLITS, (train, train, valid, test), strict=True))
+    data = tokenize_splits(
+        splits,
+        tokenizer,
+        data_args.languages,
+        data_args.heldout_languages or (),
+        data_args.max_seq_length,
+        {split: limit for split, limit in limits.items() if limit is not None},
+    )
+    return tokenizer, splits, data
+
+
+def _built(folder: Path, build: Callable[[Path, int], None], seed: int) -> str:
+    """The folder, built on first use; it appears under its name only when it is whole."""
+    if not folder.exists():
+        unfinished = folder.with_name(f"{folder.name}.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        build(unfinished, seed)
+        os.replace(unfinished, folder)
+    return str(folder)
