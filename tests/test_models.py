@@ -13,6 +13,8 @@ from transformers import (
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
 )
 
 from unlearn_trainer.arguments import ModelArguments
@@ -173,6 +175,13 @@ def test_gguf(tmp_path):
     writer.close()
     loaded = load_model(ModelArguments(str(tmp_path), gguf_file="tiny.gguf"))
     assert torch.equal(loaded.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    # A plain model: a Trainer takes it, it is saved in the ordinary format and read again from there.
+    Trainer(loaded, TrainingArguments(str(tmp_path / "trainer"), use_cpu=True, report_to=[]))
+    loaded.save_pretrained(tmp_path / "plain")
+    again = load_model(ModelArguments(str(tmp_path / "plain")))
+    assert not hasattr(again.config, "quantization_config")
+    ids = torch.arange(8)[None]
+    assert torch.equal(again(ids).logits, loaded(ids).logits)
 
 
 def test_peft_trains_an_adapter_only(folder):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -69,6 +70,7 @@ def load_model(
         config=config,
         dtype="auto" if model_args.dtype == "auto" else getattr(torch, model_args.dtype),
         attn_implementation=model_args.attn_implementation,
+        **_unpacked(model_args),
     )
     if info["missing_keys"]:
         raise ConfigError(
@@ -178,6 +180,14 @@ def load_config(model_args: ModelArguments, flag: str = "--model_name_or_path") 
     config = _load_part(AutoConfig, "model configuration", model_args, flag)
     _check_is_causal(config, model_args.model_name_or_path, flag)
     return config
+
+
+def _unpacked(model_args: ModelArguments) -> dict:
+    """Asks for the plain weights of a GGUF file: releases that can keep them packed do so by default, and what is
+    packed can be neither trained nor saved."""
+    if model_args.gguf_file is None or not hasattr(transformers, "GgufConfig"):
+        return {}
+    return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
 def _load_part(auto_class, what: str, model_args: ModelArguments, flag: str, **settings):
