@@ -6,9 +6,10 @@
 
 Every method starts from the same memorized model of its seed, with the settings of the preset, those of
 scripts/compare_methods.json (key "*": for all; a key that is no method is a variant and names its "method") and, which
-win, further flags of run_unlearn.py; once with --forget_weighting uniform and once with target. The models before and
-never seen stand in the first two rows. What is finished lies in the output folder and is not run again, unless its
-settings changed. One process is used.
+win, further flags of run_unlearn.py; once with --forget_weighting uniform and once with target. In the first rows stand
+the models before and never seen and, with --train_never_seen, a second one that never saw the rows, trained in another
+order: how far it is from the first is how near any method can be expected to come. What is finished lies in the output
+folder and is not run again, unless its settings changed. One process is used.
 
 The columns of the table, each the mean over the seeds and the standard deviation:
   forget MA      memorization accuracy of the forget rows, in the language where it is highest
@@ -40,6 +41,7 @@ import torch
 from run_unlearn import load_data, make_trainer
 from unlearn_trainer.arguments import did_you_mean
 from unlearn_trainer.console import CompactPrinter, run_command, say
+from unlearn_trainer.engines import engine_of_its_own
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
@@ -47,12 +49,14 @@ from unlearn_trainer.models import load_model
 from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.relearning import STEPS, regained, relearn
-from unlearn_trainer.stages import prepare_stages
+from unlearn_trainer.stages import prepare_stages, stage_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Path(__file__).with_suffix(".json")
 STAGES = ("memorize", "retain_only")
 REFERENCES = ("before", "never seen")
+# Another model of the second kind.
+AGAIN = "never seen again"
 COLUMNS = {
     "forget_ma": "forget MA",
     "never_seen_ma": "unseen MA",
@@ -115,6 +119,10 @@ class SeedRun:
         if not {"retain", "valid", self.unseen} <= data.datasets.keys():
             raise ConfigError("forget, retain and valid rows are measured; give --retain_file and --valid_file")
         self.models = dict(zip(REFERENCES, (start, reference), strict=True))
+        if args.train_never_seen:
+            other = engine_of_its_own(args, seed=seed + 1)
+            folder = stage_folder(AGAIN.replace(" ", "_"), "retain_only", model_args, other, data, tokenizer)
+            self.models[AGAIN] = dataclasses.replace(reference, model_name_or_path=str(folder))
         self.data_dir, self.languages = data_args.data_dir, data.languages
         self.relearned = flags.relearn_languages or list(dict.fromkeys([data.languages[0], data.languages[-1]]))
         if unknown := [language for language in self.relearned if language not in data.languages]:
@@ -136,13 +144,13 @@ class SeedRun:
         return found
 
     def _words(self, row: Row) -> list[str]:
-        if row.name in REFERENCES:
+        if row.name in self.models:
             return [*self.rest, *as_words({"forget_weighting": "uniform"})]
         chosen = {"method": row.name, **self.settings.get("*", {}), **self.settings.get(row.name, {})}
         return [*as_words(chosen), *self.rest, *as_words({"forget_weighting": row.weighting})]
 
     def _run(self, row, words):
-        model = self.models[row.name if row.name in REFERENCES else "before"]
+        model = self.models.get(row.name, self.models["before"])
         with tempfile.TemporaryDirectory() as folder:
             places = {"model_name_or_path": model.model_name_or_path, "output_dir": folder, "seed": self.seed}
             if self.data_dir is not None:
@@ -155,7 +163,7 @@ class SeedRun:
             trainer = make_trainer(model_args, args, data, tokenizer)
             trainer.remove_callback(CompactPrinter)
             found = {"seconds": 0.0, "steps": 0, "stop_reason": None}
-            if row.name not in REFERENCES:
+            if row.name not in self.models:
                 started = time.perf_counter()
                 try:
                     trainer.train()
@@ -343,18 +351,18 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
     for name in flags.methods or ():
         if name not in names:
             raise ConfigError(f"--methods {name} is not one of {', '.join(names)}{did_you_mean(name, names)}")
-    rows = [Row(name) for name in REFERENCES]
-    rows += [Row(name, weighting) for name in flags.methods or names for weighting in ("uniform", "target")]
+    chosen = [Row(name, weighting) for name in flags.methods or names for weighting in ("uniform", "target")]
 
-    results: dict[Row, list[dict[str, float]]] = {row: [] for row in rows}
-    count = len(rows) * len(flags.seeds)
+    results: dict[Row, list[dict[str, float]]] = {}
     for number, seed in enumerate(flags.seeds):
         seed_run = SeedRun(flags, rest, settings, seed)
+        rows = [Row(name) for name in seed_run.models] + chosen
+        count = len(rows) * len(flags.seeds)
         before, never_seen = (seed_run.result(Row(name)) for name in REFERENCES)
         for index, row in enumerate(rows, start=1 + number * len(rows)):
             started = time.perf_counter()
             cells = summary(seed_run.result(row), before, never_seen)
-            results[row].append(cells)
+            results.setdefault(row, []).append(cells)
             shown = ", ".join(f"{COLUMNS[name]} {value:.3f}" for name, value in cells.items()) or "diverged"
             took = time.perf_counter() - started
             say(f"[{index}/{count}] seed {seed} {row.name} {row.weighting}: {shown} ({took:.0f} s)")

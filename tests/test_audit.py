@@ -118,6 +118,17 @@ def test_a_model_ruined_by_ascent_is_over_unlearned(lab):
     assert found["languages"]["sw"]["figures"]["retain/perplexity"]["value"] > 1000
 
 
+def test_calibrated_forgetting_of_whole_texts_leaves_nothing_that_leaks(lab):
+    words = "--method calibrated --learning_rate 1e-3 --max_steps 120 --max_retain_perplexity_ratio 1e30"
+    found = lab.audit(lab.unlearned("calibrated", words), checks="memorization relearning")
+    assert not {"leaks", "over-unlearned"} & set(verdicts(found).values())
+    for language in LANGUAGES:
+        figures = found["languages"][language]["figures"]
+        # Neither above nor below what was never seen, from which ascent ends far away.
+        assert figures["loss"]["value"] == pytest.approx(figures["loss"]["never_seen"]["value"], rel=0.1)
+        assert figures["retain/perplexity"]["value"] < 1.05 * figures["retain/perplexity"]["before"]["value"]
+
+
 def test_a_suppression_of_the_output_is_found_in_the_layers_below(lab):
     words = r"--method grad_diff --learning_rate 1e-2 --max_steps 40 --trainable_layers layers\.1\."
     model = lab.unlearned("output_side", words + " --max_retain_perplexity_ratio 1e30")

@@ -78,16 +78,18 @@ def test_the_table_of_two_seeds_and_what_is_run_again(compare, tmp_path, capsys)
     assert [(line["method"], line["weighting"], line["runs"]) for line in lines] == [
         ("before", "", 2),
         ("never seen", "", 2),
+        ("never seen again", "", 2),
         ("harsh", "uniform", 2),
         ("harsh", "target", 2),
     ]
-    assert "[8/8] seed 2 harsh target: forget MA" in printed
+    assert "[10/10] seed 2 harsh target: forget MA" in printed
     assert printed.splitlines()[-1].startswith(f"| harsh | target | {lines[-1]['forget_ma']:.3f} ± ")
-    before, never_seen, harsh, _ = lines
+    before, never_seen, again, harsh, _ = lines
     assert before["forget_ma"] > 0.9 > 0.4 > never_seen["forget_ma"] == before["never_seen_ma"]
     assert before["loss_auc"] == before["recognisable"] == 1.0 and before["seconds"] == 0.0
     assert before["retain_ratio"] == before["unseen_ratio"] == 1.0
     assert never_seen["loss_gap"] == never_seen["min_k_plus_plus_gap"] == never_seen["regained_excess"] == 0.0
+    assert 0 < again["loss_gap"] < 0.5 and again["seconds"] == 0.0
     assert harsh["forget_ma"] < before["forget_ma"] - 0.1 and harsh["seconds"] > 0
 
     # The never-seen model by hand, and the table's mean and spread from the single files.
@@ -128,7 +130,7 @@ def test_a_training_that_diverges_is_a_line_of_the_table(compare, tmp_path):
     changed = SETTINGS | {"grad_diff": {"learning_rate": 1e30, "max_retain_perplexity_ratio": 1e300}}
     (tmp_path / "settings.json").write_text(json.dumps(changed))
     lines = compare("--seeds", "1", "--methods", "grad_diff", "--relearn_languages", "sw")
-    assert [line["diverged"] for line in lines] == [0, 0, 1, 1]
+    assert [line["diverged"] for line in lines] == [0, 0, 0, 1, 1]
     assert "| grad_diff | uniform | diverged |" in SCRIPT["markdown"](lines)
     assert "±" not in SCRIPT["markdown"](lines)
     assert list(files(tmp_path / "out" / "seed-1")["before.json"][1]["regained"]) == ["sw"]
