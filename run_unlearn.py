@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import release_memory
 from transformers import set_seed
 
 from unlearn_trainer import teacher
@@ -67,9 +68,9 @@ def run(argv: list[str] | None = None) -> dict:
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
     checkpoint = checkpoint_to_resume(args)
-    tokenizer, data = load_data(model_args, data_args, args)
     if args.audit:
-        check_arguments(args, data)
+        check_arguments(model_args, data_args, args)
+    tokenizer, data = load_data(model_args, data_args, args)
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
 
     start, reference = prepare_stages(model_args, args, data, tokenizer)
@@ -109,6 +110,9 @@ def run(argv: list[str] | None = None) -> dict:
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
     if args.audit:
+        trainer.accelerator.free_memory()  # relearning needs the room
+        del trainer, weights
+        release_memory()
         audit_run(start, reference, model_args, data_args, args)
     return results
 

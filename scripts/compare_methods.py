@@ -6,10 +6,10 @@
 
 Every method starts from the same memorized model of its seed, with the settings of the preset, those of
 scripts/compare_methods.json (key "*": for all; a key that is no method is a variant and names its "method") and, which
-win, further flags of run_unlearn.py; once with --forget_weighting uniform and once with target. In the first rows stand
-the models before and never seen and, with --train_never_seen, a second one that never saw the rows, trained in another
-order: how far it is from the first is how near any method can be expected to come. What is finished lies in the output
-folder and is not run again, unless its settings changed. One process is used.
+win, further flags of run_unlearn.py; once with --forget_weighting uniform and once with target. In the first rows
+stand the models before and never seen and, with --train_never_seen, a second one that never saw the rows, trained in
+another order: how far it is from the first is how near any method can be expected to come. What is finished lies in
+the output folder and is not run again, unless its settings changed. One process is used.
 
 The columns of the table, each the mean over the seeds and the standard deviation:
   forget MA      memorization accuracy of the forget rows, in the language where it is highest
@@ -45,7 +45,7 @@ from unlearn_trainer.engines import engine_of_its_own
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
-from unlearn_trainer.models import load_model
+from unlearn_trainer.models import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.relearning import STEPS, regained, relearn
@@ -176,8 +176,8 @@ class SeedRun:
                     "steps": trainer.state.global_step,
                     "stop_reason": trainer.language_weights.stop_reason,
                 }
-                trainer.save_model(folder)
-                model_args = dataclasses.replace(model_args, model_name_or_path=folder)
+                save_trained(trainer, dataclasses.replace(model_args, merge_adapter=model_args.use_peft))
+                model_args = dataclasses.replace(model_args, model_name_or_path=folder, gguf_file=None, revision=None)
             found |= self._figures(trainer.measure_rows())
             every_language = [*data.languages, *data.heldout_languages]
             found["regained"] = {}

@@ -14,6 +14,7 @@ L goes with them.
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import tempfile
@@ -27,14 +28,13 @@ from run_unlearn import load_data, make_trainer
 from unlearn_trainer.audit.pictures import heat_map
 from unlearn_trainer.audit.verdict import LEAST_KNOWN
 from unlearn_trainer.console import CompactPrinter, run_command, say
+from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError, Terminated
 from unlearn_trainer.evaluation.report import configuration, environment, write_json
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import prepare_stages
 
 Matrix = list[list[float | None]]
-# What a row of the grid takes from the run itself and not from its flags.
-OWN = ("--languages", "--heldout_languages", "--output_dir", "--memorize_first", "--train_never_seen")
 PERMUTATIONS = 1999
 
 
@@ -144,33 +144,45 @@ class Grid:
             raise ConfigError("a leakage matrix needs two languages at least; give --languages")
         self.start, self.reference = prepare_stages(self.model_args, self.args, data, tokenizer)
         self.folder = Path(self.args.output_dir) / "rows"
+        # All that the figures rest on but the model: flags alone do not tell that a file they name was replaced.
+        config = json.dumps(configuration(self.model_args, self.data_args, self.args), sort_keys=True)
+        self.described = {
+            "flags": hashlib.sha256(config.encode()).hexdigest()[:16],
+            "rows": {split: TrainingRows(rows, None).digests()["forget"] for split, rows in data.datasets.items()},
+            "languages": self.languages,
+        }
 
     def row(self, language: str) -> dict:
         """Figures of every language after unlearning in one alone: of the file, or run now."""
-        return self._kept(language, lambda: self._run(language, trains=True))
+        return self._kept(language, self.start, lambda: self._run(language, trains=True))
 
     def never_seen(self) -> dict | None:
         """Figures of the model that never saw the forget rows, where there is one."""
         if self.reference is None:
             return None
-        return self._kept("never_seen", lambda: self._run(self.languages[0], trains=False))
+        return self._kept("never_seen", self.reference, lambda: self._run(self.languages[0], trains=False))
 
-    def _kept(self, name, run):
+    def _kept(self, name, model, run):
         file = self.folder / f"{name}.json"
-        described = {"words": self.argv, "languages": self.languages}
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-        if found.get("settings") != described:
-            if found:
-                raise ConfigError(f"{file} was made with other flags; choose another --output_dir or delete it")
+        described = {**self.described, "model": _weights(model.model_name_or_path)}
+        if not file.exists():
             found = {"settings": described, **run()}
             write_json(file, found)
+            return found
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if changed := [key for key, value in described.items() if found["settings"].get(key) != value]:
+            raise ConfigError(
+                f"{file} was made with other settings ({', '.join(changed)} differ); choose another --output_dir or "
+                "delete it"
+            )
         return found
 
     def _run(self, language, trains):
         others = [other for other in self.languages if other != language]
         with tempfile.TemporaryDirectory() as folder:
-            words = [*_without(self.argv, OWN), "--output_dir", folder, "--languages", language]
-            words += ["--heldout_languages", *others, "--memorize_first", "false", "--train_never_seen", "false"]
+            # Of a flag that is given twice the last one counts, with all its values.
+            words = [*self.argv, "--output_dir", folder, "--languages", language, "--heldout_languages", *others]
+            words += ["--memorize_first", "false", "--train_never_seen", "false"]
             words += ["--do_train", "true", "--do_eval", "true", "--save_strategy", "no", "--disable_tqdm", "true"]
             source = self.start if trains else self.reference
             words += ["--model_name_or_path", source.model_name_or_path]
@@ -193,15 +205,10 @@ class Grid:
             return found | {"seconds": time.time() - started, "steps": trainer.state.global_step}
 
 
-def _without(words, flags):
-    """The words without some flags and their values."""
-    kept, skipping = [], False
-    for word in words:
-        if word.startswith("--"):
-            skipping = word.partition("=")[0] in flags
-        if not skipping:
-            kept.append(word)
-    return kept
+def _weights(name):
+    """Name, size and time of each file of weights of a model; of one that lies in no folder its name tells all."""
+    files = sorted(path for path in Path(name).glob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
+    return [name, *([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files)]
 
 
 def assemble(languages: Sequence[str], metric: str, rows: Mapping[str, dict], never_seen: dict | None) -> dict:

@@ -14,6 +14,7 @@ from tiny import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run_unlearn
+from unlearn_trainer.audit.__main__ import arguments_of_run
 from unlearn_trainer.audit.__main__ import run as audit
 from unlearn_trainer.audit.quantization import quantize, round_asymmetric
 from unlearn_trainer.errors import ConfigError
@@ -192,7 +193,8 @@ def test_without_a_never_seen_model_unseen_rows_stand_in(lab):
     assert verdicts(leaking) == dict.fromkeys(LANGUAGES, "leaks")
     alone = lab.audit(lab.before, checks="memorization steering", name="alone", references=False)
     assert verdicts(alone) == dict.fromkeys(LANGUAGES, "leaks")
-    assert alone["skipped"] == {"steering": "needs --model_before"}
+    assert alone["skipped"]["steering"] == "needs --model_before"
+    assert alone["skipped"]["relearning"] == "not asked for"
 
 
 def test_where_nothing_was_known_nothing_can_be_forgotten(lab, capsys):
@@ -256,6 +258,82 @@ def test_a_run_and_its_audit_in_one_command_or_two(lab, tmp_path):
         audit([str(tmp_path)])
 
 
+def test_an_adapter_is_audited_as_it_would_be_used(lab, tmp_path):
+    output = tmp_path / "run"
+    flags = renamed(lab.flags, model_name_or_path=lab.before, never_seen_model=lab.never_seen, output_dir=output)
+    words = "--do_train --max_steps 2 --learning_rate 1e-2 --use_peft --lora_r 2 --audit --audit_checks memorization"
+    run_unlearn.run([*flags, *words.split()])
+    first = json.loads((output / "audit" / "audit.json").read_text())
+    assert first["models"]["after"] == str(output) and first["models"]["before"] == str(lab.before)
+    figures = first["languages"]["sw"]["figures"]["loss"]
+    assert figures["value"] != pytest.approx(figures["before"]["value"], rel=1e-3)
+    again = audit(["--local_rank=0", str(output), "--output_dir", str(tmp_path / "again")])
+    assert json.loads(json.dumps(again["languages"]["sw"]["figures"]["loss"])) == figures
+
+
+def test_the_model_before_is_the_very_one_that_the_run_started_from(tmp_path):
+    config = {"memorize_first": False, "train_never_seen": False, "never_seen_model": None}
+    config |= {"model_name_or_path": "org/model", "revision": "abc", "gguf_file": "q4.gguf", "adam_beta2": 0.95}
+    (tmp_path / "results.json").write_text(json.dumps({"config": config}))
+    words, before = arguments_of_run(tmp_path)
+    assert (before.model_name_or_path, before.revision, before.gguf_file) == ("org/model", "abc", "q4.gguf")
+    assert "--revision" not in words and "--gguf_file" not in words
+    # An attack of the audit learns as the run did.
+    assert words[words.index("--adam_beta2") + 1] == "0.95"
+
+
+def test_relearning_that_learns_nothing_or_diverges_says_nothing(lab):
+    for name, rate, told in (("idle", "1e-9", "hardly anything was relearned"), ("diverged", "1e25", "diverged")):
+        words = ["--audit_relearn_learning_rate", rate, "--audit_relearn_languages", "en"]
+        found = lab.audit(lab.never_seen, *words, checks="memorization relearning", name=name)
+        assert any(told in note for note in found["attacks"]["relearning"]["notes"])
+        assert (lab.folder / "audits" / name / "audit.html").exists()
+        if name == "idle":
+            assert set(verdicts(found).values()) == {"undecided"}
+            assert "learned next to nothing" in found["languages"]["sw"]["reasons"][0]
+
+
+def test_relearning_shows_the_worst_language_and_one_language_by_its_own_rows(lab):
+    found = lab.audit(lab.before, checks="memorization relearning", name="worst")
+    matrix = found["attacks"]["relearning"]["matrix"]["values"]["after"]
+    for column, language in enumerate(LANGUAGES):
+        figures = found["languages"][language]["figures"]
+        others = [line[column] for row, line in enumerate(matrix) if row != column]
+        names = ("relearned", "relearned_in_best_language")
+        mean, best = (figures[f"{name}/memorization_accuracy"]["value"] for name in names)
+        assert mean == pytest.approx(sum(others) / 2)
+        assert min(others) - 1e-9 <= best <= max(others) + 1e-9
+    alone = lab.audit(
+        lab.never_seen, "--audit_relearn_languages", "en", checks="memorization relearning", name="one_language"
+    )
+    figures = alone["languages"]["en"]["figures"]["relearned/memorization_accuracy"]
+    assert figures["n"] == 12  # of 24 rows
+
+
+def test_an_earlier_request_in_other_languages_is_measured_there(lab, tmp_path):
+    lines = [json.loads(line) for line in (lab.folder / "forget.jsonl").read_text().splitlines()]
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("".join(json.dumps({key: line[key] for key in ("en", "sw")}) + "\n" for line in lines))
+    valid = [json.loads(line) for line in (lab.folder / "valid.jsonl").read_text().splitlines()]
+    second.write_text("".join(json.dumps({"en": line["en"]}) + "\n" for line in valid))
+    flags = renamed(lab.flags, model_name_or_path=lab.before, never_seen_model=lab.never_seen)
+    at = flags.index("--data_dir")
+    flags[at : at + 2] = ["--forget_file", str(second), "--forgotten_files", str(first)]
+    found = audit([*renamed(flags, output_dir=tmp_path / "out"), "--audit_checks", "memorization"])
+    assert found["languages"].keys() == {"en", "sw"}
+    assert found["languages"]["sw"]["verdict"] == "leaks" and found["languages"]["sw"]["held_out"]
+
+
+def test_an_audit_in_a_folder_of_another_training_is_refused_before_the_training(lab, tmp_path):
+    output = tmp_path / "run"
+    (output / "audit" / "checks").mkdir(parents=True)
+    (output / "audit" / "checks" / "memorization-after.json").write_text("{}")
+    flags = renamed(lab.flags, model_name_or_path=lab.before, output_dir=output)
+    with pytest.raises(ConfigError, match="holds an audit of an earlier training"):
+        run_unlearn.run([*flags, "--do_train", "--max_steps", "1", "--audit"])
+    assert not (output / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -315,15 +393,17 @@ def test_real_rows_of_questions_and_blanks(files, checks, tmp_path):
         tiny_model(
             seed=seed, vocab_size=600, eos_token_id=1, bos_token_id=None, max_position_embeddings=512
         ).save_pretrained(tmp_path / name)
-    found = audit(
-        [
-            *("--model_name_or_path", str(tmp_path / "model"), "--model_before", str(tmp_path / "before")),
-            *("--never_seen_model", str(tmp_path / "never_seen"), "--data_dir", str(tmp_path)),
-            *("--output_dir", str(tmp_path / "out"), "--use_cpu", "--max_seq_length", "256", "--disable_tqdm", "true"),
-            *("--audit_relearn_languages", "hi", "--audit_relearn_steps", "2", "--audit_relearn_batch_size", "4"),
-        ]
-    )
+    words = [
+        *("--model_name_or_path", str(tmp_path / "model"), "--model_before", str(tmp_path / "before")),
+        *("--never_seen_model", str(tmp_path / "never_seen"), "--data_dir", str(tmp_path)),
+        *("--output_dir", str(tmp_path / "out"), "--use_cpu", "--max_seq_length", "256", "--disable_tqdm", "true"),
+        *("--audit_relearn_languages", "hi", "--audit_relearn_steps", "2", "--audit_relearn_batch_size", "4"),
+    ]
+    found = audit(words)
     assert len(found["attacks"]) >= checks
+    # Every figure that both other models have, too, and differ in, stands between them.
+    placed = {name for each in found["languages"].values() for name, f in each["figures"].items() if "position" in f}
+    assert {"loss", "perplexity"} <= placed
     languages = json.loads((tmp_path / "forget.jsonl").read_text(encoding="utf-8").splitlines()[0])
     kind = "question" if "question" in languages else "prompt"
     assert found["languages"].keys() == languages[kind].keys()
@@ -332,3 +412,11 @@ def test_real_rows_of_questions_and_blanks(files, checks, tmp_path):
         expected = {"truth_ratio", "rouge_l"} if kind == "question" else {"probing_accuracy", "rank_consistency"}
         assert expected <= figures.keys(), code
         assert all(math.isfinite(figures[name]["value"]) for name in expected)
+    # What prompts and candidates are made of counts as well: an audit does not go on with other questions.
+    rows = [json.loads(line) for line in (tmp_path / "forget.jsonl").read_text(encoding="utf-8").splitlines()]
+    changed = rows[0]["paraphrased_question" if kind == "question" else "candidates"]
+    code = next(iter(changed))
+    changed[code] = f"{changed[code]} eh" if kind == "question" else [*changed[code], "eh"]
+    (tmp_path / "forget.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"made with other settings \(rows differ\)"):
+        audit(words)

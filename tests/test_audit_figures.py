@@ -69,6 +69,12 @@ def test_the_area_counts_pairs(members, others):
     assert found["n"] == min(len(members), len(others))
 
 
+def test_a_score_that_is_no_number_has_no_rank():
+    members, others = np.array([[math.nan, 2.0], [3.0, 0.0], [3.0, 2.0]]), np.array([[1.0], [1.0], [math.nan]])
+    assert area(members, others) == pytest.approx([math.nan, 0.5, math.nan], nan_ok=True)
+    assert math.isnan(bootstrap(area, [math.nan] * 4, [1.0, 2.0, 3.0], seed=0)["value"])
+
+
 def test_many_resamples_are_drawn_in_parts_that_do_not_show(monkeypatch):
     values = np.arange(50.0)
     whole = bootstrap(mean, values, seed=5, resamples=300)
@@ -195,6 +201,37 @@ def test_the_rule(figures, verdict):
     found, reasons = judge({"loss": UNSEEN_LOSS, **figures})
     assert found == verdict
     assert reasons
+
+
+def test_a_figure_that_nothing_can_be_said_of_leaves_a_language_undecided():
+    plain = {"memorization_accuracy": figure(0.03), "loss": UNSEEN_LOSS}
+    assert judge(plain)[0] == "forgotten"
+    # No never-seen model was asked the same; the attack did nothing; next to no rows.
+    alone = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 80}
+    verdict, reasons = judge(plain | {"asked_in_another_language/memorization_accuracy": alone})
+    assert verdict == "undecided" and "no such figure of a never-seen model" in reasons[0]
+    attacked = plain | {"relearned/memorization_accuracy": figure(0.03)}
+    assert judge(attacked)[0] == "forgotten"
+    assert judge(attacked, {"relearned": "it learned nothing"})[0] == "undecided"
+    assert judge(plain | {"memorization_accuracy": figure(0.03) | {"n": 9}})[0] == "undecided"
+    assert judge(plain | {"memorization_accuracy": figure(0.9) | {"n": 1}})[0] == "leaks"
+
+
+def test_where_nothing_was_to_forget_a_place_leaks_nothing():
+    # Between two models that hardly differ it is anywhere.
+    nothing = {"memorization_accuracy": figure(0.05, never_seen=0.04, before=0.05)}
+    attacked = unplaced(0.057, never_seen=0.0, before=0.05) | {"position": {"value": 1.1, "low": 0.9, "high": 1.3}}
+    assert judge({**nothing, "logit_lens/memorization_accuracy": attacked})[0] == "undecided"
+
+
+def test_the_reasons_say_whether_it_was_attacked_and_whether_it_ever_knew():
+    plain = {"memorization_accuracy": figure(0.03), "loss": UNSEEN_LOSS}
+    assert "it was not attacked" in judge(plain)[1][0]
+    assert judge(plain | {"int4/extraction_strength": figure(0.03)})[1][0].startswith("no attack made found more")
+    unknown = {key: value for key, value in figure(0.03).items() if key not in ("known", "position")}
+    unknown["excess"] = {"value": 0.01, "low": 0.0, "high": 0.02}
+    verdict, reasons = judge({"memorization_accuracy": unknown})
+    assert verdict == "forgotten" and "no --model_before" in reasons[0]
 
 
 def test_the_worst_reason_comes_first_and_says_what_was_compared():

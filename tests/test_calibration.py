@@ -79,3 +79,19 @@ def test_held_out_languages_get_none():
 def test_too_few_never_seen_rows_are_refused(valid):
     with pytest.raises(DataError, match="give --valid_file at least 2"):
         add_counterparts(data_of(split(4, (0, 1)), valid), 0)
+
+
+def test_languages_whose_items_alternate_share_their_own_rows():
+    # Flat rows without ids: every item is in one language.
+    rows = [row for pair in zip(split(6, (0,)), split(6, (1,), first=300), strict=True) for row in pair]
+    valid = Dataset.from_list([row | {"item": number} for number, row in enumerate(rows)])
+    data = add_counterparts(data_of(split(4, (0, 1)), valid), 0)
+    for row in data.datasets["forget"].to_list():
+        assert row["counterpart_input_ids"][3] == 50 + row["language"]
+    assert collections.Counter(data.datasets["valid"]["language"][:]) == {0: 3, 1: 3}
+
+
+def test_the_only_valid_item_of_a_language_stays():
+    valid = Dataset.from_list([*split(6, (0,)).to_list(), {**split(1, (1,)).to_list()[0], "item": 99}])
+    data = add_counterparts(data_of(split(4, (0, 1)), valid), 0)
+    assert 99 in data.datasets["valid"]["item"][:]

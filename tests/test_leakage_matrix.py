@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from material import LANGUAGES, write_material
+from safetensors.torch import load_file, save_file
 
 from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.parser import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 script = runpy.run_path(str(ROOT / "scripts" / "leakage_matrix.py"))
@@ -91,12 +93,13 @@ def test_distances_may_be_given_one_way(tmp_path):
 
 
 def test_a_grid_from_end_to_end(tmp_path, capsys):
-    flags = [
-        *write_material(tmp_path, items=4),
-        *"--memorize_first --train_never_seen --memorize_epochs 30 --memorize_learning_rate 1e-2".split(),
-        *"--method gradient_ascent --max_steps 2 --learning_rate 1e-3 --per_device_train_batch_size 4".split(),
-        *("--output_dir", str(tmp_path / "out")),
-    ]
+    file = tmp_path / "run.json"
+    settings = {"method": "gradient_ascent", "max_steps": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+    settings |= {"memorize_first": True, "memorize_epochs": 30, "memorize_learning_rate": 1e-2}
+    file.write_text(json.dumps(settings | {"train_never_seen": True}))
+    # Flags that a row of the grid has values of its own for, and what could be taken for a value of theirs.
+    flags = [*write_material(tmp_path, items=4), "--languages", *LANGUAGES, "--output_dir", str(tmp_path / "out")]
+    flags.append(str(file))
     far = tmp_path / "far.json"
     far.write_text(json.dumps({"en": {"sw": 1, "zh": 2}, "zh": {"sw": 3}}))
     found = script["run"]([*flags, "--distances", str(far)])
@@ -106,6 +109,7 @@ def test_a_grid_from_end_to_end(tmp_path, capsys):
     never = json.loads((tmp_path / "out/rows/never_seen.json").read_text())["after"]["forget"]
     for a, line in zip(LANGUAGES, found["matrix"], strict=True):
         row = json.loads((tmp_path / f"out/rows/{a}.json").read_text())
+        assert row["steps"] == 2
         for b, value in zip(LANGUAGES, line, strict=True):
             after, before, tau = (
                 each[b]["memorization_accuracy"] for each in (row["after"]["forget"], row["before"]["forget"], never)
@@ -123,5 +127,31 @@ def test_a_grid_from_end_to_end(tmp_path, capsys):
     assert script["run"](flags)["matrix"] == found["matrix"]
     assert (tmp_path / "out/rows/en.json").stat().st_mtime_ns == kept
     assert json.loads(again.read_text())["after"] == earlier["after"]
-    with pytest.raises(ConfigError, match=r"made with other flags"):
-        script["run"]([*flags, "--max_steps", "3"])
+    for changed in ([*flags, "--max_steps", "3"], flags):
+        with pytest.raises(ConfigError, match=r"never_seen.json was made with other settings \(flags differ\)"):
+            script["run"](changed)
+        file.write_text(json.dumps(settings | {"train_never_seen": True, "learning_rate": 2e-3}))
+
+
+def test_rows_of_other_data_or_another_model_are_not_taken(tmp_path):
+    flags = [*write_material(tmp_path, items=2), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
+    found, forget, weights = script["run"](flags), tmp_path / "forget.jsonl", tmp_path / "model/model.safetensors"
+    lines = forget.read_text()
+    # The last word of a text is another one.
+    forget.write_text(lines.replace('"}', 'x"}'))
+    with pytest.raises(ConfigError, match=r"en.json was made with other settings \(rows differ\)"):
+        script["run"](flags)
+    forget.write_text(lines)
+    assert script["run"](flags)["matrix"] == found["matrix"]
+    tiny = load_file(weights)
+    save_file({name: tensor + 1e-3 for name, tensor in tiny.items()}, weights, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"en.json was made with other settings \(model differ\)"):
+        script["run"](flags)
+
+
+def test_what_a_row_adds_to_the_flags_outweighs_them():
+    words = "quickstart --output_dir a --languages en sw --heldout_languages zh --memorize_first --do_eval false"
+    own = "--output_dir b --languages zh --heldout_languages en sw --memorize_first false --do_eval true"
+    _, data_args, args = parse_arguments([*words.split(), "--use_cpu", *own.split()])
+    assert (data_args.languages, data_args.heldout_languages) == (["zh"], ["en", "sw"])
+    assert (args.output_dir, args.memorize_first, args.do_eval) == ("b", False, True)

@@ -14,8 +14,10 @@ from torch.nn import functional as F
 from unlearn_trainer import lm_head
 from unlearn_trainer.arguments import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+from unlearn_trainer.layers import restrict_training
+from unlearn_trainer.objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, Objective
 from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.step_loss import inner_layer
 from unlearn_trainer.teacher_cache import CachedTeacher
 from unlearn_trainer.trainer import UnlearnTrainer
 
@@ -271,6 +273,15 @@ def test_a_cached_teacher_gives_the_same_training(side, name, tmp_path):
             assert second[key] == pytest.approx(first[key], rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["lingtea", "jsd"])
+def test_the_cache_holds_what_the_head_takes_where_that_is_smaller_than_the_states(name, tmp_path):
+    logs = []
+    for kind in ("resident", "cached"):
+        trainer = trained(tmp_path / kind, "retain", name, teacher=kind, model=tiny_model("opt"))
+        logs.append([log["retain_loss"] for log in trainer.state.log_history if "retain_loss" in log])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+
+
 @pytest.mark.parametrize("side, name", OBJECTIVES)
 def test_a_resumed_training_is_bit_identical(side, name, tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2}
@@ -358,6 +369,40 @@ def test_the_guard_adds_the_gradient_at_relearned_weights_and_leaves_these_as_th
     assert all(torch.equal(p, weight) for p, weight in zip(fresh.model.parameters(), weights, strict=True))
 
 
+def test_under_mixed_precision_the_guard_sees_the_relearned_weights(tmp_path):
+    # Autocast keeps bfloat16 copies of the weights: stale ones give a term of another direction (cosine 0.70).
+    settings = {"relearn_coef": 1.0, "relearn_steps": 2, "relearn_rate": 1e-2, "forget_objective": "gradient_ascent"}
+    found = []
+    for bf16 in (False, True):
+        config = tiny_config(tmp_path, retain_objective="nll", bf16=bf16, **settings)
+        trainer = UnlearnTrainer(tiny_model(), config, tiny_rows(4), tiny_rows(4, seed=1), languages=LANGUAGES)
+        batch = batch_of(trainer, "forget")
+        counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+        parameters = list(trainer.model.parameters())
+        with trainer.accelerator.autocast():
+            # As in a step, whose weights have been used before.
+            trainer.model(input_ids=batch["input_ids"])
+            term = trainer.surgeries[0].term(batch, counts, trainer.language_weights, 0)
+        slopes = torch.autograd.grad(term, parameters, materialize_grads=True)
+        found.append(torch.cat([slope.flatten() for slope in slopes]))
+    assert torch.cosine_similarity(*found, dim=0) > 0.97
+
+
+def test_the_guard_halves_the_rows_where_there_is_one_language_and_needs_two(tmp_path):
+    rows = [data.filter(lambda row: row["language"] == 0) for data in (tiny_rows(4), tiny_rows(4, seed=1))]
+    settings = {"relearn_coef": 1.0, "method": "grad_diff", "relearn_rate": 1e-3}
+    trainer = UnlearnTrainer(tiny_model(), tiny_config(tmp_path, **settings), *rows, languages=LANGUAGES[:1])
+    batch = batch_of(trainer, "forget", range(4))
+    attacked = trainer.surgeries[0]._attacked(batch, 1, 0) & batch["is_forget"]
+    assert attacked.sum() == batch["is_forget"].sum() // 2
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    term = trainer.surgeries[0].term(batch, counts, trainer.language_weights, 0)
+    slopes = torch.autograd.grad(term, list(trainer.model.parameters()), materialize_grads=True)
+    assert sum(slope.norm() for slope in slopes) > 0
+    with pytest.raises(ConfigError, match="per_device_train_batch_size 2 or more, or --relearn_coef 0"):
+        tiny_trainer(tmp_path, per_device_train_batch_size=1, **settings)
+
+
 @pytest.mark.parametrize("flip", [1.0, -1.0])
 def test_the_forget_gradient_loses_its_part_against_the_retain_gradient(flip, tmp_path):
     objectives = {"forget_objective": "gradient_ascent" if flip > 0 else "nll", "retain_objective": "nll"}
@@ -425,3 +470,47 @@ def test_a_run_cannot_be_resumed_with_other_options(tmp_path):
     other = UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES)
     with pytest.raises(ConfigError, match="npo_beta"):
         other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+def test_weights_that_the_states_do_not_depend_on_cannot_be_trained_by_them(tmp_path):
+    for spec in ("1", r"layers\.1\.|lm_head"):
+        with pytest.raises(ConfigError, match=r"behind block 1.*choose --trainable_layers below 1"):
+            tiny_trainer(tmp_path, model=restrict_training(tiny_model(), spec), method="rmu", rmu_layer=1)
+    tiny_trainer(tmp_path, model=restrict_training(tiny_model(), "0"), method="rmu", rmu_layer=1)
+    with pytest.raises(ConfigError, match="no weight of the model is trainable"):
+        tiny_trainer(tmp_path, model=tiny_model().requires_grad_(False), method="grad_diff")
+
+
+@pytest.mark.parametrize("kind", ["xglm", "bloom", "gpt2"])
+def test_dropout_is_off_so_that_training_figures_are_those_of_the_model(kind, tmp_path):
+    model = tiny_model(kind, attention_dropout=0.5)
+    for module in model.modules():
+        for name in ("p", "dropout", "hidden_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.5)
+    trainer = tiny_trainer(tmp_path, model=model, method="grad_diff")
+    batch = batch_of(trainer, "forget")
+    losses = {trainer.compute_loss(trainer.model.train(mode), batch).item() for mode in (True, True, False)}
+    assert max(losses) == pytest.approx(min(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"needs": frozenset({"nlll"})}, "cannot need nlll"),
+        ({"needs": frozenset({"kl"}), "unit": "row"}, "a row's loss cannot need kl"),
+        ({"needs": frozenset({"nll", "distill_weight"})}, "its needs lack teacher_nll"),
+        ({"needs": frozenset({"kl", "counterpart"})}, "the teacher runs on the counterparts alone"),
+        ({"needs": frozenset({"reduced"})}, "reduced among its needs and a reduction go together"),
+        ({"needs": frozenset({"nll"}), "counts": ("words",)}, "counts words; there are tokens, rows"),
+    ],
+)
+def test_an_objective_that_contradicts_itself_is_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        Objective("mine", lambda tokens: tokens.nll, **wrong)
+
+
+def test_the_default_layer_of_rmu_is_the_published_one(tmp_path):
+    # The public code hooks model.layers[7] of 32, counted from 0: the states behind the eighth block.
+    config = tiny_config(tmp_path, method="rmu")
+    assert [inner_layer(config, layers) for layers in (32, 28, 2, 1)] == [8, 7, 1, 1]

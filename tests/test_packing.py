@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import CONFIGS, VOCABULARY, tiny_model
+from tiny import CONFIGS, VOCABULARY, tiny_model, tiny_multimodal, tiny_trainer
 
 from unlearn_trainer.lm_head import attach_head
 from unlearn_trainer.packing import first_fit, goes_by_mask, lay_out
@@ -65,6 +65,15 @@ def test_a_sliding_window_shorter_than_a_row_is_not_packed():
     model = model_of("gemma3_text")
     window = model.config.sliding_window
     assert goes_by_mask(model, window) and not goes_by_mask(model, window + 1)
+
+
+def test_the_settings_of_a_multimodal_model_are_those_of_its_language_model(tmp_path):
+    model = tiny_multimodal(window=8)
+    attach_head(model)
+    assert goes_by_mask(model, 8) and not goes_by_mask(model, 9)
+    trainer = tiny_trainer(tmp_path, model=tiny_multimodal(), method="lingtea", max_steps=1, learning_rate=1e-3)
+    trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def test_other_attention_is_not_packed():

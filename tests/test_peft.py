@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import run_unlearn
 from unlearn_trainer.arguments import ModelArguments
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.models import apply_peft
+from unlearn_trainer.models import apply_peft, load_model
 
 peft = pytest.importorskip("peft", reason="the peft package is not installed")
 
@@ -112,3 +112,30 @@ def test_modules_to_save_are_trained_whole(checkpointing, tmp_path):
     expected = {name for name, _ in model.named_parameters() if "lora_" in name or "modules_to_save" in name}
     assert any("modules_to_save" in name for name in expected)
     assert train(tmp_path, model, gradient_checkpointing=checkpointing) == expected
+
+
+@pytest.mark.parametrize("kind", ["llama", "xglm"])
+def test_states_of_a_layer_are_read_through_an_adapter(kind, tmp_path):
+    flags = [*write_material(tmp_path, kind=kind), "--output_dir", str(tmp_path / "out"), "--method", "rmu"]
+    run_unlearn.run([*flags, *TRAIN])
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_a_folder_with_an_adapter_alone_is_loaded_merged(tmp_path):
+    out = tmp_path / "out"
+    run_unlearn.run([*write_material(tmp_path), "--output_dir", str(out), *TRAIN])
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    before = logits(base)
+    loaded = load_model(ModelArguments(str(out)))
+    assert type(loaded) is type(base) and all(parameter.requires_grad for parameter in loaded.parameters())
+    torch.testing.assert_close(logits(loaded), logits(peft.PeftModel.from_pretrained(base, out)), rtol=1e-4, atol=1e-4)
+    assert (logits(loaded) - before).abs().max() > 1e-2
+    (out / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"adapter_config.json does not say which model it is for"):
+        load_model(ModelArguments(str(out)))
+
+
+def test_virtual_tokens_before_the_rows_are_refused(tmp_path):
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(ConfigError, match="PROMPT_TUNING puts virtual tokens before every row"):
+        tiny_trainer(tmp_path, model=peft.get_peft_model(tiny_model(), config))

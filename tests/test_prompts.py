@@ -264,17 +264,25 @@ def byte_level_tokenizer(corpus, vocabulary=500):
     return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
 
 
-def subject_of(folder, items, languages, heldout=(), max_seq_length=96, train=None):
-    """A subject of a tiny Llama with a byte-level tokenizer; ``train(model, tokenizer)`` may teach it something."""
+def subject_of(folder, items, languages, heldout=(), max_seq_length=96, train=None, never_seen=None, **unseen):
+    """A subject of a tiny Llama with a byte-level tokenizer; ``train(model, tokenizer)`` may teach it something.
+
+    Its peer ``never_seen`` is the same model with the rows of the split of that name.
+    """
     tokenizer = byte_level_tokenizer(text for item in items for c in item.content.values() for text in c.complete())
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=1024)
     if train:
         train(model, tokenizer)
     model.save_pretrained(folder / "model")
-    data = tokenize_splits({"forget": items}, tokenizer, languages, heldout, max_seq_length)
+    splits = {"forget": items, **unseen}
+    data = tokenize_splits(splits, tokenizer, languages, heldout, max_seq_length)
     args = tiny_config(folder / "out", per_device_eval_batch_size=64)
-    shared = AuditData(tokenizer, data, {"forget": items}, max_seq_length, args)
-    return Subject("after", ModelArguments(str(folder / "model")), shared, {})
+    shared = AuditData(tokenizer, data, splits, max_seq_length, args)
+    source, peers = ModelArguments(str(folder / "model")), {}
+    for name, measured in (("after", "forget"), ("never_seen", never_seen)):
+        if measured:
+            peers[name] = Subject(name, source, shared, peers, measured)
+    return peers["after"]
 
 
 @torch.no_grad()
@@ -337,7 +345,7 @@ def test_figures_are_those_of_a_forward_by_hand(tmp_path):
         "paraphrased_question": ["paraphrased"],
         "code_switched": ["code"],
         "asked_in_another_language": ["asked_in_"],
-        "worst_prompt": ["plain", "paraphrased", "code", "asked_in_", "primed_with_another"],
+        "worst_prompt": ["plain", "paraphrased", "code", "asked_in_"],
     }
     assert set(found["rows"]) == {f"{g}/{m}" for g in [*groups, "primed", "primed_with_another"] for m in METRICS}
     for group, prefixes in groups.items():
@@ -360,7 +368,7 @@ def test_figures_are_those_of_a_forward_by_hand(tmp_path):
             names = ["plain"] if asking == codes[n] else [f"asked_in_{asking}", f"also_asked_in_{asking}"]
             expected = [value for (_, m, name), (value, _) in values.items() if m == n and name in names]
             assert len(expected) == 6 and cell == pytest.approx(np.mean(expected))
-    assert any("up to 6 prompts" in note for note in found["notes"])
+    assert any("up to 5 prompts" in note for note in found["notes"])
 
 
 def learn(model, tokenizer, passages, steps=60):
@@ -393,6 +401,41 @@ def test_what_only_another_prompt_brings_out_is_found(tmp_path):
         assert plain["extraction_strength"][plain["language"] == n].mean() < 0.7
         for variant in ("paraphrased_question", "worst_prompt"):
             assert np.mean(found[f"{variant}/extraction_strength"][code]["values"]) > 0.9
+
+
+def test_what_a_longer_context_brings_out_is_shown_and_not_counted(tmp_path):
+    items = qa_items(4, ("en",), paraphrased=False)
+    after_another = [passage for *_, passage in variants_of(items, seed=42)["primed_with_another"]]
+
+    def answers_to_the_second_question(model, tokenizer):
+        # More often than the answer to the first one, it has learned to say something else there.
+        suppressed = [QA(each.content["en"].question, "?????").target for each in items]
+        learn(model, tokenizer, after_another + 3 * suppressed, 150)
+
+    subject = subject_of(tmp_path, items, ["en"], max_seq_length=256, train=answers_to_the_second_question)
+    plain, result = subject.rows(subject.datasets)["forget"], prompts(subject)
+    for metric in METRICS:
+        found = {v: result["rows"][f"{v}/{metric}"]["en"]["values"] for v in ("worst_prompt", "primed_with_another")}
+        assert np.mean(found["primed_with_another"]) > 0.9 > 0.7 > plain[metric].mean()
+        assert found["worst_prompt"] == plain[metric].tolist()
+    assert any("up to 1 prompts" in note for note in result["notes"])
+    assert any(note.startswith("primed_with_another shows") for note in result["notes"])
+
+
+@pytest.mark.parametrize(("measured", "compared"), [("forget", True), ("test", False)])
+def test_rows_with_other_variants_have_no_worst_prompt_in_common(tmp_path, measured, compared):
+    others = qa_items(8, paraphrased=False)[4:]
+    subject = subject_of(
+        tmp_path, qa_items(4), ["en", "sw", "zh"], max_seq_length=256, never_seen=measured, test=others
+    )
+    found = {name: prompts(subject.peer(name)) for name in ("after", "never_seen")}
+    variants = {name: {figure.split("/")[0] for figure in each["rows"]} for name, each in found.items()}
+    assert variants["after"] - variants["never_seen"] == (set() if compared else {"paraphrased_question"})
+    for name in found:
+        assert {"code_switched", "asked_in_another_language"} < variants[name]
+        assert ("worst_prompt" in variants[name]) == compared
+        told = [note for note in found[name]["notes"] if note.startswith("worst_prompt")]
+        assert len(told) == 1 and ("was left out: test rows stand in" in told[0]) != compared
 
 
 def test_variants_that_the_data_does_not_allow_are_named(tmp_path):

@@ -51,6 +51,20 @@ def tiny_model(kind: str = "llama", seed: int = 0, dtype=torch.float32, **change
     return model
 
 
+def tiny_multimodal(window: int = 8):
+    """A Gemma 3 that also takes pictures: the settings of its language model stand in a part of its configuration."""
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(
+        "gemma3",
+        text_config={**_LLAMA_LIKE, "query_pre_attn_scalar": 8, "sliding_window": window},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        **{"image_token_index": 5, "boi_token_index": 6, "eoi_token_index": 7},
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
 LANGUAGES = ["en", "sw", "zh"]
 
 

@@ -1,10 +1,10 @@
 """What is done to a step's gradient besides following the losses; both parts need whole weights on every process.
 
 Relearning guard: what is unlearned by moving the outputs alone comes back in all languages after a little training in
-one. So half of the languages of a batch are relearned for a few steps, and the forget loss of the *other* languages at
-the weights thus reached is lowered too. Its gradient there is taken for the one here: first-order MAML (Finn et al.
-2017), which Tamirisa et al. 2024 ("Tamper-Resistant Safeguards for Open-Weight LLMs") use against fine-tuning in one
-language.
+one. So half of the languages of a batch (or of its rows, where all are in one) are relearned for a few steps, and the
+forget loss of the *other* languages at the weights thus reached is lowered too. Its gradient there is taken for the
+one here: first-order MAML (Finn et al. 2017), which Tamirisa et al. 2024 ("Tamper-Resistant Safeguards for Open-Weight
+LLMs") use against fine-tuning in one language. It depends on which rows share a batch, and so on how a step is split.
 
 Forget projection: where the forget gradient would raise the retain loss, the part of it along the retain gradient is
 taken out (Wang et al. 2025, "GRU: Mitigating the Trade-off between Unlearning and Retention for LLMs").
@@ -64,6 +64,11 @@ def surgeries(args: UnlearnConfig, model: nn.Module, step_loss: StepLoss, accele
             f"{' and '.join(flag for flag, given in flags.items() if given)}: every process needs whole weights for "
             "that; choose DDP, ZeRO-1 or ZeRO-2, or turn it off (--relearn_coef 0)"
         )
+    if args.relearn_coef and args.per_device_train_batch_size < 2:
+        raise ConfigError(
+            "--relearn_coef relearns half of a batch's forget rows and guards the others: it needs "
+            "--per_device_train_batch_size 2 or more, or --relearn_coef 0"
+        )
     found: list[Surgery] = [RelearningGuard(args, model, step_loss)] if args.relearn_coef else []
     return found + ([ForgetProjection(args, model, step_loss)] if args.project_forget_gradient else [])
 
@@ -98,22 +103,30 @@ class RelearningGuard:
             relearned = _rows(batch, batch["is_forget"] & attacked)
             for _ in range(self.args.relearn_steps):
                 slopes = _gradients(self._nll(relearned), parameters)
-                with torch.no_grad():
+                with _moving():
                     for parameter, slope in zip(parameters, slopes, strict=True):
                         parameter.sub_(slope.sign(), alpha=self.args.relearn_rate)  # what Adam's first steps are
             others = _rows(batch, ~attacked & ~rows_of(batch, "retain"))
             found = _gradients(_side_loss(self.model, self.step_loss, "forget", others, counts, weights), parameters)
         finally:
-            with torch.no_grad():
+            with _moving():
                 for parameter, value in zip(parameters, kept, strict=True):
                     parameter.copy_(value)
         return _term(parameters, [self.args.relearn_coef * slope for slope in found])
 
     def _attacked(self, batch, languages, step):
-        """[rows] whether a row is in one of the languages that are relearned at this step, the same everywhere."""
+        """[rows] whether a row is relearned at this step: in half of the languages, the same half everywhere.
+
+        Where the batch's forget rows are all in one of the halves, it is every other one of them.
+        """
         generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + step)
         chosen = torch.randperm(languages, generator=generator)[: max(1, languages // 2)]
-        return torch.isin(batch["language"], chosen.to(batch["language"].device))
+        attacked = torch.isin(batch["language"], chosen.to(batch["language"].device))
+        forget = batch["is_forget"]
+        if (attacked & forget).any() and (~attacked & forget).any():
+            return attacked
+        # A companion has the row number of its forget row.
+        return torch.isin(batch["row"], batch["row"][forget][::2])
 
     def _nll(self, batch):
         tokens = group_tokens(batch, "forget")
@@ -161,6 +174,15 @@ class ForgetProjection:
         length = sum(r.double().square().sum() for _, r in pairs)
         share = torch.where(length > 0, (-along).clamp(min=0) / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
         return _term(parameters, [share.to(slope.dtype) * slope for slope in found["retain"]])
+
+
+@contextlib.contextmanager
+def _moving():
+    """Within the context weights may be changed in place."""
+    with torch.no_grad():
+        yield
+    # Autocast keeps low-precision copies of the weights for as long as its context is open: they are those of before.
+    torch.clear_autocast_cache()
 
 
 def _trained(model):

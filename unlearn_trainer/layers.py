@@ -102,6 +102,46 @@ def restrict_training(model: PreTrainedModel, spec: str | None) -> PreTrainedMod
     return model
 
 
+def check_trained(model: nn.Module, blocks: int | None) -> None:
+    """Refuses a training that cannot move a single weight.
+
+    Args:
+        model: perhaps with an adapter.
+        blocks: how many of the first blocks the loss depends on; None where it depends on all of the model.
+
+    Raises:
+        ConfigError: no weight is trainable, or none that the loss depends on.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("no weight of the model is trainable (requires_grad): there is nothing to train")
+    if blocks is None:
+        return
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    behind = {id(p) for group in transformer_blocks(plain) for block in group[blocks:] for p in block.parameters()}
+    head = plain.get_output_embeddings()
+    embedding = {id(p) for p in plain.get_input_embeddings().parameters()}
+    behind |= {id(p) for p in head.parameters()} - embedding if head is not None else set()
+    if all(id(parameter) in behind for parameter in model.parameters() if parameter.requires_grad):
+        raise ConfigError(
+            f"the objectives look at the states behind block {blocks}, and only weights behind that are trained; "
+            f"choose {FLAG} below {blocks} (blocks are counted from 0), or a greater --rmu_layer"
+        )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout of ``model`` to 0, in its modules, not in its configuration.
+
+    With dropout the figures of the training rows, which language weights and guards rest on, are not those of the
+    model, and the student differs from a teacher of the same weights: preference trainers turn it off for that reason.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():  # what is handed to functional.dropout, or skips whole layers
+            if ("dropout" in name or name.endswith(("pdrop", "layerdrop"))) and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 @torch.no_grad()
 def pooled_states(
     model: PreTrainedModel,

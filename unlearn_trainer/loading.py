@@ -26,7 +26,8 @@ def load_rows(
     arguments name these folders afterwards. Several processes of a machine let the first one go ahead.
 
     Args:
-        further: JSONL files of splits beyond the usual four, by the splits' names.
+        further: JSONL files of splits beyond the usual four, by the splits' names. Languages that they alone have
+            are held out, unless ``languages`` were chosen.
     """
     if data_args.data_dir == "synthetic":
         data_args.data_dir = _built(Path(args.output_dir) / "synthetic" / "data", synthetic.write_corpus, args.seed)
@@ -37,13 +38,18 @@ def load_rows(
     files = {f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS}
     splits = load_splits(data_args.data_dir, **files)
     splits |= {name: read_jsonl(file) for name, file in (further or {}).items()}
+    heldout = list(data_args.heldout_languages or ())
+    if data_args.languages is None:
+        known = {language for item in splits["forget"] or () for language in item.content}
+        more = {language for name in further or () for item in splits[name] for language in item.content}
+        heldout += sorted(more - known - {*heldout})
     train, valid, test = data_args.max_train_samples, data_args.max_eval_samples, data_args.max_predict_samples
     limits = dict(zip(SPLITS, (train, train, valid, test), strict=True))
     data = tokenize_splits(
         splits,
         tokenizer,
         data_args.languages,
-        data_args.heldout_languages or (),
+        heldout,
         data_args.max_seq_length,
         {split: limit for split, limit in limits.items() if limit is not None},
     )

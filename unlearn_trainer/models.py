@@ -1,6 +1,8 @@
 """Loading the tokenizer and the model, with one clear error for whatever does not fit together."""
 
 import contextlib
+import dataclasses
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +20,17 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
 )
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    set_hf_deepspeed_config,
+    unset_hf_deepspeed_config,
+)
 
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
+
+ADAPTER = "adapter_config.json"
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -52,6 +60,8 @@ def load_model(
 ) -> PreTrainedModel:
     """The causal language model of `--model_name_or_path`, in `--dtype`, in evaluation mode, on the CPU.
 
+    A folder that holds nothing but an adapter gives the model that the adapter was put on, with the adapter merged.
+
     Args:
         tokenizer: when given, its ids must fit into the model's embedding.
         flag: where the name came from, for messages.
@@ -60,6 +70,9 @@ def load_model(
         ConfigError: the model cannot be loaded whole, is no causal language model, or does not fit the tokenizer.
     """
     name = model_args.model_name_or_path
+    base = _base_of_adapter(model_args, flag)
+    if base is not None:
+        return _merged(load_model(base, tokenizer, f"{flag} {name}, whose adapter is for"), name, flag)
     config = load_config(model_args, flag)
     model, info = _load_part(
         AutoModelForCausalLM,
@@ -121,6 +134,21 @@ def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrained
     return adapted
 
 
+def check_adapter(model: PreTrainedModel) -> None:
+    """Refuses an adapter that puts virtual tokens before a row's own, whose figures would be of the wrong tokens.
+
+    Raises:
+        ConfigError: it is one of prompt or p-tuning.
+    """
+    config = getattr(model, "active_peft_config", None)
+    kind = getattr(config, "peft_type", None)
+    if config is not None and config.is_prompt_learning and kind != "PREFIX_TUNING":
+        raise ConfigError(
+            f"an adapter of the kind {getattr(kind, 'value', kind)} puts virtual tokens before every row, which "
+            "shifts all positions; take LoRA, IA3, OFT or prefix tuning"
+        )
+
+
 def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
     """Write the trained model and its tokenizer to the output folder; call it on every process.
 
@@ -172,14 +200,43 @@ def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) ->
 
 
 def load_config(model_args: ModelArguments, flag: str = "--model_name_or_path") -> PretrainedConfig:
-    """The configuration of `--model_name_or_path`.
+    """The configuration of `--model_name_or_path`, or of the model that its adapter was put on.
 
     Raises:
         ConfigError: it cannot be read, or is not of a causal language model.
     """
+    model_args = _base_of_adapter(model_args, flag) or model_args
     config = _load_part(AutoConfig, "model configuration", model_args, flag)
     _check_is_causal(config, model_args.model_name_or_path, flag)
     return config
+
+
+def _base_of_adapter(model_args: ModelArguments, flag: str) -> ModelArguments | None:
+    """The model that the adapter in a folder was put on; None for a folder with a model of its own, or no folder."""
+    folder = Path(model_args.model_name_or_path)
+    file = folder / ADAPTER
+    if not file.is_file() or (folder / "config.json").exists():
+        return None
+    try:
+        described = json.loads(file.read_text(encoding="utf-8"))
+        name, revision = described["base_model_name_or_path"], described.get("revision")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{flag} {folder}: {file.name} does not say which model it is for ({error})") from error
+    return dataclasses.replace(model_args, model_name_or_path=name, gguf_file=None, revision=revision)
+
+
+def _merged(model: PreTrainedModel, folder: str, flag: str) -> PreTrainedModel:
+    if is_deepspeed_zero3_enabled():
+        raise ConfigError(
+            f"{flag} {folder} is an adapter, which cannot be merged into a model that ZeRO-3 loads in parts; train it "
+            "with --merge_adapter, or use another engine"
+        )
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ConfigError(f"{flag} {folder} is an adapter, which needs the package peft: pip install peft") from error
+    # An adapter freezes the weights that it is put on.
+    return PeftModel.from_pretrained(model, folder, torch_device="cpu").merge_and_unload().requires_grad_(True).eval()
 
 
 def _unpacked(model_args: ModelArguments) -> dict:

@@ -108,8 +108,8 @@ def goes_by_mask(model: nn.Module, length: int) -> bool:
     unwrapped = _unwrapped(model)
     if not hasattr(unwrapped, "_goes_by_mask"):
         unwrapped._goes_by_mask = _tried(model)
-    window = getattr(_config(model), "sliding_window", None)
-    return unwrapped._goes_by_mask and (window is None or length <= window)
+    windows = [getattr(_text_config(model), name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return unwrapped._goes_by_mask and all(window is None or length <= window for window in windows)
 
 
 def _tried(model):
@@ -122,7 +122,7 @@ def _tried(model):
         return False
     first, total = 5, 11
     device = next(_unwrapped(model).parameters()).device
-    ids = (torch.arange(total, device=device) * 7 % min(97, _config(model).vocab_size))[None]
+    ids = (torch.arange(total, device=device) * 7 % min(97, _text_config(model).vocab_size))[None]
     column = torch.arange(total, device=device)
     owner, second = column >= first, column[first:]
     seen = (owner[:, None] == owner[None, :]).tril()[None]
@@ -156,3 +156,8 @@ def _base(model):
 
 def _config(model):
     return _base(model).config
+
+
+def _text_config(model):
+    """The part of a multimodal model's configuration that is of its language model."""
+    return _config(model).get_text_config()

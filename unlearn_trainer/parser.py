@@ -114,6 +114,11 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     return model, data, config
 
 
+def free_words(argv: Sequence[str]) -> list[str]:
+    """The words of a command line that are neither flags nor values of flags, unknown flags left out."""
+    return [word for word in _Parser().parse_known_args(argv)[1] if not word.startswith("-")]
+
+
 def _presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.json"))
 

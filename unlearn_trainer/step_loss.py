@@ -213,7 +213,11 @@ class _Side:
                 statistics.distill_weight = torch.exp(-statistics.teacher_nll)
             if control is not None:
                 statistics.control = control.to(like.dtype)
-            values = [value @ weights[where].to(value.dtype) for value in self.objective.terms(statistics)]
+            terms = self.objective.terms(statistics)
+            if len(terms) != len(self.divisors):
+                name, counts = self.objective.name, len(self.divisors)
+                raise ConfigError(f"objective {name} returns {len(terms)} terms and names {counts} counts")
+            values = [value @ weights[where].to(value.dtype) for value in terms]
             terms = torch.stack(values) / self.divisors.to(values[0].dtype)
             return self.coefficient * terms.sum(), terms
 
@@ -307,12 +311,14 @@ def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
 def inner_layer(args: UnlearnConfig, layers: int) -> int:
     """The index into ``hidden_states`` for objectives that look inside a model with so many blocks.
 
+    By default that is behind block 8 of 32, as published: the public code hooks ``model.layers[7]``, counted from 0.
+
     Raises:
         ConfigError: ``--rmu_layer`` is beyond them.
     """
     if args.rmu_layer is None:
-        return max(1, round(layers * 7 / 32))
-    if args.rmu_layer > layers:
+        return min(layers, 1 + round(layers * 7 / 32))
+    if args.rmu_layer > layers and "rmu" in (args.forget_objective, args.retain_objective):
         raise ConfigError(f"--rmu_layer {args.rmu_layer}: the model has {layers} layers; choose 1 to {layers}")
     return args.rmu_layer
 

@@ -16,6 +16,7 @@ from .arguments import ModelArguments, UnlearnConfig
 from .engines import gathered, prepare_frozen
 from .errors import ConfigError
 from .lm_head import Segment, Segments, attach_head, without_head
+from .models import check_same_vocabulary
 from .objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
 from .packing import lay_out
 from .row_groups import GroupTokens
@@ -108,12 +109,13 @@ def make_teacher(
                 "adapter's modules, or choose --teacher resident"
             )
         return AdapterTeacher(model)
-    if given is not None and given.config.vocab_size != model.config.vocab_size:
-        raise ConfigError(
-            f"the teacher's vocabulary has {given.config.vocab_size} entries, the student's "
-            f"{model.config.vocab_size}: KL needs the same tokenizer on both"
-        )
     if given is not None:
+        check_same_vocabulary(model, given)
+        sizes = [each.config.get_text_config().hidden_size for each in (model, given)]
+        if sizes[0] != sizes[1] and any(each and "teacher_hidden" in each.needs for each in objectives.values()):
+            raise ConfigError(
+                f"the teacher's states have {sizes[1]} numbers and the model's {sizes[0]}: they cannot be compared"
+            )
         return ResidentTeacher(given)
     return ResidentTeacher(frozen_copy(model), is_copy=True)
 

@@ -69,6 +69,7 @@ class TeacherCache:
         questions: what the objectives ask.
         trained: {group: dataset rows in the trained languages}.
         hidden_size: of the teacher.
+        head_size: of what its vocabulary head takes, which in some models is smaller.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class TeacherCache:
         questions: Sequence[Asked],
         trained: Mapping[str, list[int]],
         hidden_size: int,
+        head_size: int,
     ):
         self.folder, self.rows, self.questions, self.trained = folder, rows, questions, trained
         self.names: list[str] = []
@@ -90,7 +92,8 @@ class TeacherCache:
                 counted = labels[row] if asked.layer is not None else labels[row][1:]
                 counts[row] = sum(label != IGNORE_INDEX for label in counted)
             self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
-            width = {"hidden": (hidden_size,), "nll": (), "prediction": (2,)}[asked.kind]
+            size = head_size if asked.layer is None else hidden_size
+            width = {"hidden": (size,), "nll": (), "prediction": (2,)}[asked.kind]
             self.sizes[asked] = (int(counts.sum()), *width)
 
     @property

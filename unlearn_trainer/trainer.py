@@ -26,7 +26,9 @@ from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
 from .identity import check_identity, settings_of, trained_names
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
+from .layers import check_trained, disable_dropout
 from .lm_head import attach_head
+from .models import check_adapter
 from .packing import lay_out
 from .row_groups import GroupTokens, rows_in_use
 from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
@@ -78,9 +80,14 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         used = rows_in_use(self.objectives, forget_dataset, retain_dataset)
         config = model.config.get_text_config()
         self.layer = inner_layer(args, config.num_hidden_layers)
+        check_adapter(model)
+        # Objectives that look at states alone depend on nothing behind these.
+        of_states = all("hidden" in objective.needs for objective in self.objectives.values() if objective)
+        check_trained(model, self.layer if of_states else None)
+        disable_dropout(model)
         pad_token_id = getattr(processing_class, "pad_token_id", None)
         if pad_token_id is None:
-            pad_token_id = model.config.eos_token_id if isinstance(model.config.eos_token_id, int) else 0
+            pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
         self.predict_dataset = predict_dataset or {}
         self.teacher = make_teacher(model, args, self.objectives, teacher)
         self.head = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
@@ -199,6 +206,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             questions,
             trained,
             self.teacher.model.config.get_text_config().hidden_size,
+            self.teacher.head.module.weight.shape[1],
         )
         if wish == "auto":
             epochs = steps / self._steps_per_epoch()

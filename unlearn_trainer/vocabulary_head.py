@@ -91,7 +91,8 @@ class VocabularyHead:
 
         more = {"output_hidden_states": True, "return_dict": True} if with_layers else {}
         with self.replaced(stand_in):
-            found = forward(*args, use_cache=False, **more, **kwargs)
+            # An adapter's forward names every argument of the model's, those that were not given as None.
+            found = forward(*args, **(kwargs | {"use_cache": False} | more))
         return captured[-1].flatten(0, -2), found.hidden_states if with_layers else None
 
     @torch.no_grad()

@@ -90,7 +90,8 @@ def make_trainer(args, start, case):
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        model, teacher = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear")), None
+        adapter = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")  # as apply_peft makes it
+        model, teacher = get_peft_model(model, adapter), None
     return UnlearnTrainer(
         model, args, rows["forget"], rows["retain"], languages=LANGUAGES, eval_dataset=rows, teacher=teacher
     )

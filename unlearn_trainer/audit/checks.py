@@ -76,6 +76,7 @@ CHECKS = {
                 "audit_relearn_steps",
                 "audit_relearn_batch_size",
                 "audit_relearn_learning_rate",
+                *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
             ),
         ),
     )

@@ -16,19 +16,26 @@ SHORT = {
     "rouge_l": "ROUGE-L",
 }
 MEANINGS = {
-    "memorization_accuracy": "share of the labelled tokens that the model predicts from the true prefix",
-    "extraction_strength": "share of the labelled tokens that follow, all right, from the shortest sufficient prefix",
-    "probability": "geometric mean of the probabilities of the labelled tokens",
-    "loss": "mean negative log-likelihood of a labelled token; its place is 1 like before, too, and below 0 where the "
-    "texts are less likely than to a model that never saw them",
-    "perplexity": "exp of the mean loss of a labelled token",
-    "nll_per_character": "negative log-likelihood by character, comparable between languages",
-    "probing_accuracy": "share of the items whose right candidate the model finds likeliest",
-    "rouge_l": "longest common subsequence of the generated and the true answer, over the true one's length",
-    "truth_ratio": "likelihood of wrong answers over that of the paraphrased right one",
+    "memorization_accuracy": "mean over rows of the share of a row's labelled tokens that the model predicts from the "
+    "true prefix",
+    "extraction_strength": "mean over rows of the share of a row's labelled tokens that follow, all right, from the "
+    "shortest sufficient prefix",
+    "probability": "mean over rows of the geometric mean of the probabilities of a row's labelled tokens",
+    "loss": "mean over rows of the mean negative log-likelihood of a row's labelled tokens; its place is 1 like "
+    "before, too, and below 0 where the texts are less likely than to a model that never saw them",
+    "perplexity": "exp of the negative log-likelihood of all rows over the number of their labelled tokens",
+    "nll_per_character": "negative log-likelihood of all rows over the number of their labelled characters, whatever "
+    "tokens these are cut into",
+    "probing_accuracy": "share of the rows whose right candidate gives the whole sentence the lowest mean negative "
+    "log-likelihood of a token",
+    "rouge_l": "mean over rows of the longest common subsequence of the generated continuation and the true one, over "
+    "the true one's length",
+    "truth_ratio": "mean over rows of min(R, 1/R), R the likelihood of wrong answers over that of the paraphrased "
+    "right one: 1 where the model does not tell them apart",
     "forget_quality": "p-value of a Kolmogorov-Smirnov test between the truth ratios and the never-seen model's",
-    "privleak": "percent by which 1 - AUC differs from the never-seen model's; below 0 the rows are still familiar",
-    "privacy_score": "1 where the AUC is that of the never-seen model, towards 0 the farther it is",
+    "privleak": "percent by which 1 - AUC (by the loss) differs from the never-seen model's; below 0 the rows are "
+    "still more familiar than to that one",
+    "privacy_score": "1 where the AUC (by the loss) is that of the never-seen model, towards 0 the farther it is",
 }
 
 

@@ -80,12 +80,16 @@ def perplexity_of_sums(pairs: np.ndarray) -> np.ndarray:
 
 
 def area(members: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Statistic of scores [resamples, n] and [resamples, m]: the AUC, by ranks (ties count half)."""
+    """Statistic of scores [resamples, n] and [resamples, m]: the AUC, by ranks (ties count half).
+
+    NaN where a score is NaN, which has no rank.
+    """
     found = np.empty(len(members))
     for index, (inside, outside) in enumerate(zip(members, others, strict=True)):
         outside = np.sort(outside)
         below = np.searchsorted(outside, inside, "left") + np.searchsorted(outside, inside, "right")
         found[index] = below.sum() / (2 * len(inside) * len(outside))
+    found[np.isnan(members).any(1) | np.isnan(others).any(1)] = np.nan
     return found
 
 

@@ -5,6 +5,7 @@ on where it was.
 """
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,22 +47,42 @@ class Findings:
             self.skipped[check.name] = reason
             return
         found = self.results[check.name] = {}
-        for name in check.models:
-            if name in self.subjects:
-                found[name] = self._result(check, self.subjects[name])
+        for subject in self._subjects_of(check):
+            found[subject.name] = self._result(check, subject)
+
+    def take(self, check: Check) -> None:
+        """Take a check that is not asked for from the folder, where an earlier audit of the same has finished it."""
+        if reason := check.obstacle(self.subjects):
+            self.skipped[check.name] = reason
+            return
+        finished = [self._kept(check, subject) for subject in self._subjects_of(check)]
+        if all(known is not None and not changed for _, known, changed, _ in finished):
+            self.run(check)
+        else:
+            self.skipped[check.name] = "not asked for"
+
+    def _subjects_of(self, check):
+        return [self.subjects[name] for name in check.models if name in self.subjects]
+
+    def _kept(self, check, subject):
+        """The file of a result, what it holds, what has changed since, and what it has to be made of.
+
+        As the first process sees them: another machine may not see the folder, or see other times of the same files.
+        """
+        file = self.folder / f"{check.name}-{subject.name}.json"
+        described = json.loads(json.dumps(subject.fingerprint(check.settings)))
+        known = json.loads(file.read_text(encoding="utf-8")) if subject.is_main_process and file.exists() else None
+        described, known = broadcast_object_list([described, known])
+        made_of = known["made_of"] if known is not None else described
+        changed = [key for key, value in described.items() if made_of.get(key) != value]
+        return file, known, changed, described
 
     def _result(self, check, subject):
-        file = self.folder / f"{check.name}-{subject.name}.json"
-        described = subject.fingerprint(check.settings)
-        known = [None]
-        if subject.is_main_process and file.exists():
-            known = [json.loads(file.read_text(encoding="utf-8"))]
-        known = broadcast_object_list(known)[0]
-        if known is not None and known["made_of"] != described:
-            changed = ", ".join(key for key, value in described.items() if known["made_of"].get(key) != value)
+        file, known, changed, described = self._kept(check, subject)
+        if changed:
             raise ConfigError(
-                f"{file} was made with other settings ({changed} differ); choose another --output_dir, or delete the "
-                "folder of an earlier audit"
+                f"{file} was made with other settings ({', '.join(changed)} differ); choose another --output_dir, or "
+                "delete the folder of an earlier audit"
             )
         if known is None:
             say(f"audit: {check.name} of the model {subject.name}")
@@ -94,6 +115,9 @@ class Findings:
                         other = by_model.get(model, {}).get("figures", {}).get(name, {}).get(language)
                         if other is not None:
                             found[language][name][model] = other
+                    placed = self.reference_is_of_same_rows and _place(found[language][name])
+                    if placed:
+                        found[language][name]["position"] = placed
         self._add_comparisons(found)
         return found
 
@@ -111,8 +135,8 @@ class Findings:
         # What an attack brings back is measured by all there was to know, not by what it would have brought before.
         # The rows of earlier requests were forgotten before already: for them the difference alone speaks.
         variant, _, metric = name.rpartition("/")
-        plain = self.results["memorization"].get(BEFORE, {}).get("rows", {})
-        before = None if variant.startswith(EARLIER) else plain.get(metric, {}).get(language)
+        plain = self.results["memorization"].get(BEFORE, {}).get("rows", {}).get(metric, {}).get(language)
+        before = None if variant.startswith(EARLIER) else plain or others[BEFORE]
         if before is not None:
             figure["known"] = excess(before, reference, seed, same_rows)
             if is_known(figure["known"], metric):
@@ -127,6 +151,8 @@ class Findings:
             if NEVER_SEEN in loss and self.reference_is_of_same_rows:
                 figures |= privacy_leakage(loss, loss[NEVER_SEEN])
             pair = [ratios.get(model, {}).get("ratios", {}).get(language) for model in (AUDITED, NEVER_SEEN)]
+            if not self.reference_is_of_same_rows:
+                continue
             if all(pair) and all(value is not None and value == value for each in pair for value in each):
                 quality = forget_quality(*pair)
                 figures["forget_quality"] = {
@@ -138,15 +164,37 @@ class Findings:
                 }
 
 
+def _place(figure):
+    """The position of a figure that has one value for all rows; None where the two ends are not surely apart.
+
+    Its interval is that of the audited figure: the ends are taken as they are.
+    """
+    ends = [figure.get(model) for model in (NEVER_SEEN, BEFORE)]
+    values = [each[key] for each in (figure, *ends) if each is not None for key in ("value", "low", "high")]
+    if None in ends or not all(value is not None and math.isfinite(value) for value in values):
+        return None
+    never, before = sorted(ends, key=lambda each: each["value"])
+    if never["high"] >= before["low"]:
+        return None
+    never, before = (each["value"] for each in ends)
+    places = {key: (figure[key] - never) / (before - never) for key in ("value", "low", "high")}
+    return places | {"low": min(places.values()), "high": max(places.values()), "n": figure["n"]}
+
+
 def assemble(findings: Findings) -> dict:
     """The content of audit.json but for how it was made: verdicts, figures and attacks, worst language first."""
     subjects = findings.subjects
     figures = findings.figures()
+    doubts = {
+        variant: reason
+        for by_model in findings.results.values()
+        for variant, reason in by_model.get(AUDITED, {}).get("doubts", {}).items()
+    }
     languages = {}
     for index, (language, found) in enumerate(figures.items()):
-        if "memorization_accuracy" not in found:
-            continue  # no forget row in it
-        verdict, reasons = judge(found)
+        if not any(counts_as_knowledge(name) for name in found):
+            continue  # it has neither a forget row nor one of an earlier request
+        verdict, reasons = judge(found, doubts)
         languages[language] = {
             "verdict": verdict,
             "reasons": reasons,
@@ -162,6 +210,7 @@ def assemble(findings: Findings) -> dict:
             "verdicts": {verdict: judged.count(verdict) for verdict in VERDICTS},
             "worst_language": order[0] if order else None,
             "nothing_to_forget": [code for code in order if nothing_to_forget(figures[code])],
+            "has_model_before": BEFORE in subjects,
         },
         "rule": RULE,
         "languages": {code: languages[code] for code in order},

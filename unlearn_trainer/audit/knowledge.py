@@ -12,7 +12,7 @@ from ..evaluation.probing import CandidateScores
 from .figures import bootstrap, rows_by_language, seed_of
 from .subject import Subject
 
-# Items of a split that the utility is measured on, evenly spaced: as many as tell one model from another.
+# Items of a split and language that the utility is measured on, evenly spaced: as many as tell models apart.
 UTILITY_ITEMS = 100
 UTILITY_SPLITS = ("retain", "valid", "test")
 
@@ -171,8 +171,10 @@ def utility(subject: Subject) -> dict:
     """How much the model is still worth on what it was to keep: TOFU's model utility (Maini et al. 2024).
 
     The harmonic mean of probability, ROUGE-L recall and, where rows have wrong answers, max(0, 1 - R) of the truth
-    ratio R, over all splits there are: ``model_utility``, and ``<split>/model_utility`` of each by itself. TOFU takes
-    retain, real authors and world facts; here it is retain, valid and test.
+    ratio R. ``model_utility`` is that of the retain split; TOFU takes real authors and world facts in, but here valid
+    and test hold what the model never saw, and a harmonic mean is hardly greater than its least part. Each split has
+    ``<split>/model_utility`` besides, where there are several. Only without a retain split ``model_utility`` is over
+    all splits there are.
     """
     splits = {
         split: _spaced(subject.datasets[split], UTILITY_ITEMS)
@@ -200,15 +202,23 @@ def utility(subject: Subject) -> dict:
             chosen = table[columns["language"] == index]
             if len(chosen):
                 samples.setdefault(language, {})[split] = chosen[:, ~np.isnan(chosen).all(0)]
+    counted = ["retain"] if "retain" in splits else list(splits)
     figures: dict[str, dict] = {}
     for language, by_split in samples.items():
-        named = {"model_utility": list(by_split.values())}
+        named = {"model_utility": [by_split[split] for split in counted if split in by_split]}
         if len(splits) > 1:
             named |= {f"{split}/model_utility": [table] for split, table in by_split.items()}
+        # One seed for all, so that what is there under two names is the same to the last digit.
+        seed = seed_of(subject.seed, "model_utility", language)
         for name, tables in named.items():
-            seed = seed_of(subject.seed, name, language)
-            figures.setdefault(name, {})[language] = bootstrap(harmonic_mean_of_means, *tables, seed=seed)
-    return {"figures": figures, "notes": [f"Model utility is measured on at most {UTILITY_ITEMS} items of a split."]}
+            if tables:
+                figures.setdefault(name, {})[language] = bootstrap(harmonic_mean_of_means, *tables, seed=seed)
+    why = " alone; valid and test rows were never seen" if counted == ["retain"] else ""
+    notes = [
+        f"Model utility without a split's name is of {' and '.join(counted)} rows{why}.",
+        f"It is measured on at most {UTILITY_ITEMS} items of a split in each language.",
+    ]
+    return {"figures": figures, "notes": notes}
 
 
 def harmonic_mean_of_means(*tables: np.ndarray) -> np.ndarray:
@@ -260,10 +270,15 @@ def _is_complete(subject: Subject, row: CandidateScores) -> bool:
 
 
 def _spaced(rows: Dataset, count: int) -> Dataset:
-    """The rows, in all languages, of at most ``count`` items."""
-    items = np.array(rows.with_format(None)["item"][:])
-    known = np.unique(items)
-    return rows.select(np.flatnonzero(np.isin(items, known[:: math.ceil(len(known) / count)])))
+    """At most ``count`` items of each language, in the split's order: the same ones where all languages have all."""
+    columns = rows.with_format(None)
+    languages, items = np.array(columns["language"][:]), np.array(columns["item"][:])
+    chosen = np.zeros(len(rows), dtype=bool)
+    # Each language by itself: of flat rows every k-th item may be one of the same language.
+    for language in np.unique(languages):
+        known = np.unique(items[languages == language])
+        chosen |= (languages == language) & np.isin(items, known[:: math.ceil(len(known) / count)])
+    return rows.select(np.flatnonzero(chosen))
 
 
 def _rank_weights(count: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How well a model knows the rows as they stand, and whether its losses tell forget rows from never-seen ones."""
 
 import zlib
+from collections import Counter
 
 import numpy as np
 
@@ -18,6 +19,7 @@ def memorization(subject: Subject) -> dict:
     An AUC is the chance that a forget row is more familiar than an unseen one, by loss (Yeom et al. 2018), zlib
     (Carlini et al. 2021), Min-K% (Shi et al. 2024; 20 and 40 %) and Min-K%++ (Zhang et al. 2025); all compare rows of
     one language only. ``nll_per_character`` is what can be compared between languages whose tokens differ in length.
+    An AUC of scores that are not all numbers, as a model that has diverged gives them, is left out with a note.
     """
     splits = {name: rows for name, rows in subject.datasets.items() if len(rows)}
     columns = subject.rows(splits, description="memorization")
@@ -33,6 +35,7 @@ def memorization(subject: Subject) -> dict:
         earlier = rows_by_language(found, subject.languages, ROW_FIGURES[:2])
         rows |= {f"{split}/{metric}": by_language for metric, by_language in earlier.items()}
     figures: dict[str, dict] = {}
+    without: Counter[str] = Counter()
 
     def add(name, language, statistic, *samples):
         seed = seed_of(subject.seed, name, language)
@@ -60,8 +63,15 @@ def memorization(subject: Subject) -> dict:
         if inside.any() and outside.any():
             for score in SCORES:
                 known, unknown = -columns["forget"][score][inside], -columns[subject.unseen][score][outside]
-                add(f"auc_{score}", language, area, known, unknown)
-    return {"rows": rows, "figures": figures}
+                if np.isnan(known).any() or np.isnan(unknown).any():
+                    without[score] += 1
+                else:
+                    add(f"auc_{score}", language, area, known, unknown)
+    notes = [
+        f"auc_{score} was left out in {count} language{'s' * (count > 1)}: the score of a row is not a number."
+        for score, count in without.items()
+    ]
+    return {"rows": rows, "figures": figures, "notes": notes}
 
 
 def privacy_leakage(audited: dict[str, float], never_seen: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -93,8 +103,8 @@ def privacy_leakage(audited: dict[str, float], never_seen: dict[str, float]) -> 
 
 
 def labelled_texts(subject: Subject, split: str) -> list[str]:
-    """The text that a row's labels spell, row by row."""
+    """The text that a row's labels spell, row by row, but for one at the first position, which nothing predicts."""
     rows = subject.datasets[split].with_format(None)
     return subject.tokenizer.batch_decode(
-        [[label for label in labels if label >= 0] for labels in rows["labels"]], skip_special_tokens=True
+        [[label for label in labels[1:] if label >= 0] for labels in rows["labels"]], skip_special_tokens=True
     )

@@ -21,11 +21,13 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.rows import MASK, QA, Cloze, Item, Passage, Text
 from .figures import rows_by_language, seed_of
-from .subject import Subject
+from .subject import NEVER_SEEN, Subject
 
 METRICS = ("memorization_accuracy", "extraction_strength")
 PLAIN, WORST, PARAPHRASED, SWITCHED = "plain", "worst_prompt", "paraphrased_question", "code_switched"
 ASKED, PRIMED, PRIMED_WITH_ANOTHER = "asked_in_another_language", "primed", "primed_with_another"
+# Not among those that the worst prompt is chosen from.
+LONGER = (PRIMED, PRIMED_WITH_ANOTHER)
 LEFT_OUT = {
     PARAPHRASED: "no row has a paraphrased question",
     ASKED: "no cloze or qa row has a translation with another answer",
@@ -50,7 +52,9 @@ def prompts(subject: Subject) -> dict:
 
     Returns:
         ``rows``: figures of each variant and, as ``worst_prompt``, the greatest value that a fact has in a language
-        over the plain prompt and all variants but ``primed``, whose context tells the answer. ``matrix``: mean
+        over the plain prompt and all variants but ``primed``, whose context tells the answer, and the control
+        ``primed_with_another``. There is none where other rows stand in for a model that never saw the forget rows:
+        they may have more or fewer variants, and the greatest of more is greater by chance alone. ``matrix``: mean
         accuracy by the language asked in (rows) and answered in (columns; plain on the diagonal). ``notes``.
     """
     forget, languages = subject.datasets["forget"], subject.languages
@@ -63,9 +67,12 @@ def prompts(subject: Subject) -> dict:
     asked = [found for name, found in measured.items() if name.startswith(ASKED_IN)]
     if asked:
         variants[ASKED] = greatest(asked)
-    variants[WORST] = greatest(found for name, found in variants.items() if name != PRIMED)
+    never_seen = subject.peer(NEVER_SEEN)
+    stand_in = never_seen.measured if never_seen and never_seen.measured != "forget" else None
+    if stand_in is None:
+        variants[WORST] = greatest(found for name, found in variants.items() if name not in LONGER)
     del variants[PLAIN]
-    result = {"rows": {}, "notes": _notes(built, measured, subject.max_seq_length)}
+    result = {"rows": {}, "notes": _notes(built, measured, subject.max_seq_length, stand_in)}
     for variant, columns in variants.items():
         figures = rows_by_language(columns, languages, METRICS)
         result["rows"] |= {f"{variant}/{metric}": figure for metric, figure in figures.items()}
@@ -224,7 +231,9 @@ def _matrix(measured: Mapping[str, Columns], languages: Sequence[str]) -> list[l
     return [[cell(asking, answering) for answering in range(len(languages))] for asking in languages]
 
 
-def _notes(built: Mapping[str, Sequence[Entry]], measured: Mapping[str, Columns], max_seq_length: int) -> list[str]:
+def _notes(
+    built: Mapping[str, Sequence[Entry]], measured: Mapping[str, Columns], max_seq_length: int, stand_in: str | None
+) -> list[str]:
     planned, done = Counter(), Counter()
     for name, entries in built.items():
         variant = ASKED if name.startswith((ASKED_IN, ALSO_ASKED_IN)) else name
@@ -238,12 +247,22 @@ def _notes(built: Mapping[str, Sequence[Entry]], measured: Mapping[str, Columns]
         elif missing:
             why = f"longer than {max_seq_length} tokens, or nothing before the answer"
             notes.append(f"{variant}: {missing} of {planned[variant]} prompts were left out ({why}).")
-    judged = (found for name, found in measured.items() if name != PRIMED and not name.startswith(ALSO_ASKED_IN))
-    most = max(Counter(row for t in judged for row in zip(t["language"], t["item"], strict=True)).values())
-    notes.append(f"{WORST} is the greatest of up to {most} prompts a fact and language, {PLAIN} included.")
+    if stand_in is None:
+        tried = (t for name, t in measured.items() if name not in LONGER and not name.startswith(ALSO_ASKED_IN))
+        most = max(Counter(row for t in tried for row in zip(t["language"], t["item"], strict=True)).values())
+        notes.append(f"{WORST} is the greatest of up to {most} prompts a fact and language, {PLAIN} included.")
+    else:
+        notes.append(
+            f"{WORST} was left out: {stand_in} rows stand in for a model that never saw the forget rows, and the "
+            "greatest of as many prompts as each has cannot be compared."
+        )
     if done[PRIMED]:
         notes.append(
-            f"{PRIMED} tells the content in another language and is left out of {WORST}: its measure is what a model "
-            f"that never saw the row makes of it; {PRIMED_WITH_ANOTHER} shows what a longer context does by itself."
+            f"{PRIMED} tells the content in another language and has no part in {WORST}: its measure is what a model "
+            "that never saw the row makes of it."
+        )
+    if done[PRIMED_WITH_ANOTHER]:
+        notes.append(
+            f"{PRIMED_WITH_ANOTHER} shows what a longer context does by itself: a control, with no part in {WORST}."
         )
     return notes

@@ -8,21 +8,27 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..arguments import DataArguments, ModelArguments, UnlearnConfig
 from ..console import say
-from ..data import TokenizedData, read_jsonl
 from ..engines import engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
 from ..evaluation.report import configuration, environment, write_json
 from ..loading import load_rows
 from ..models import load_model
-from .checks import chosen_checks
+from .checks import CHECKS, chosen_checks
 from .findings import Findings, assemble
 from .report import summary_table, write_report
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, AuditData, Subject, unseen_split
 
 AUDIT = "audit.json"
+FOLDER = "audit"  # of a run's output folder
 
 
-def audit(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> dict:
+def audit(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnlearnConfig,
+    before: ModelArguments | None = None,
+    never_seen: ModelArguments | None = None,
+) -> dict:
     """Audit a model, compare it with the one before and one that never saw the forget rows, and write the report.
 
     Call it on every process. ``args.output_dir`` gets the report and the checks that are finished; an audit that was
@@ -32,6 +38,7 @@ def audit(model_args: ModelArguments, data_args: DataArguments, args: UnlearnCon
         model_args: the audited model.
         data_args: its data; ``forget`` is what was to be forgotten.
         args: ``model_before`` and ``never_seen_model`` name the other models, both of which may be absent.
+        before, never_seen: these models, where more than a name says which they are.
 
     Returns:
         The content of audit.json.
@@ -40,20 +47,22 @@ def audit(model_args: ModelArguments, data_args: DataArguments, args: UnlearnCon
         ConfigError: a model or check that does not exist; a folder that holds an audit of something else.
         DataError: rows that cannot be used.
     """
-    check_arguments(args)
     if args.disable_tqdm:  # each check loads models afresh
         disable_progress_bar()
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
-    further = {f"{EARLIER}{number}": file for number, file in enumerate(args.forgotten_files or (), start=1)}
-    with PartialState().main_process_first():
-        tokenizer, items, data = load_rows(model_args, data_args, args, further)
-    check_arguments(args, data)
-    shared = AuditData(tokenizer, data, items, data_args.max_seq_length, args)
-    subjects = _subjects(model_args, args, shared)
-    findings = Findings(Path(args.output_dir) / "checks", subjects)
-    for check in chosen_checks(args.audit_checks):
-        findings.run(check)
+    shared = _prepared(model_args, data_args, args)
+    named = {
+        name: given or (_model(model_args, folder) if folder is not None else None)
+        for name, given, folder in (
+            (BEFORE, before, args.model_before),
+            (NEVER_SEEN, never_seen, args.never_seen_model),
+        )
+    }
+    findings = Findings(Path(args.output_dir) / "checks", _subjects(model_args, named, shared))
+    chosen = chosen_checks(args.audit_checks)
+    for check in CHECKS.values():
+        findings.run(check) if check in chosen else findings.take(check)
         if check.name == "memorization":
             say(_foreword(assemble(findings)))
     found = assemble(findings)
@@ -70,23 +79,18 @@ def audit(model_args: ModelArguments, data_args: DataArguments, args: UnlearnCon
     return found
 
 
-def check_arguments(args: UnlearnConfig, data: TokenizedData | None = None) -> None:
-    """Refuse at the start what an audit would refuse after hours of training.
-
-    Args:
-        data: what is audited, once it is loaded.
+def check_arguments(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> None:
+    """Refuse before the training what the audit of a run would refuse after hours of it.
 
     Raises:
-        ConfigError: a check or language that does not exist.
-        DataError: a file of an earlier request that cannot be read.
+        ConfigError: a check or language that does not exist, a batch that cannot be shared out, or a folder that
+            holds the audit of an earlier training.
+        DataError: a file of an earlier request that cannot be used.
     """
-    chosen_checks(args.audit_checks)
-    for file in args.forgotten_files or ():
-        read_jsonl(file)
-    if data is not None:
-        known = [*data.languages, *data.heldout_languages]
-        if unknown := [language for language in args.audit_relearn_languages or () if language not in known]:
-            raise ConfigError(f"--audit_relearn_languages {' '.join(unknown)}: not one of {', '.join(known)}")
+    _prepared(model_args, data_args, args)
+    folder = Path(args.output_dir) / FOLDER / "checks"
+    if args.do_train and folder.is_dir() and any(folder.iterdir()) and not args.resume_from_checkpoint:
+        raise ConfigError(f"{folder} holds an audit of an earlier training; delete it, or choose another --output_dir")
 
 
 def audit_run(
@@ -103,31 +107,45 @@ def audit_run(
         reference: the one that never saw the forget rows, where there is one.
         model_args, data_args, args: of the run. Without ``do_train`` the model given is the audited one.
     """
-    audited, before = model_args, args.model_before
-    if args.do_train:
-        audited = dataclasses.replace(model_args, model_name_or_path=args.output_dir, gguf_file=None, revision=None)
-        before = start.model_name_or_path
     return audit(
-        audited,
+        _model(model_args, args.output_dir) if args.do_train else model_args,
         data_args,
         engine_of_its_own(
-            args,
-            output_dir=str(Path(args.output_dir) / "audit"),
-            model_before=before,
-            never_seen_model=reference and reference.model_name_or_path,
-            memorize_first=False,
-            train_never_seen=False,
+            args, output_dir=str(Path(args.output_dir) / FOLDER), memorize_first=False, train_never_seen=False
         ),
+        start if args.do_train else None,
+        reference,
     )
 
 
-def _subjects(model_args, args, shared):
+def _model(model_args, folder):
+    """A model elsewhere; what tells where in its repository a model lies is of that one alone."""
+    return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
+
+
+def _prepared(model_args, data_args, args):
+    """What all models are measured on, once all that can be said against it has been."""
+    chosen_checks(args.audit_checks)
+    if args.audit_relearn_batch_size % args.world_size:
+        raise ConfigError(
+            f"--audit_relearn_batch_size {args.audit_relearn_batch_size} cannot be shared out among "
+            f"{args.world_size} processes; give a multiple"
+        )
+    further = {f"{EARLIER}{number}": file for number, file in enumerate(args.forgotten_files or (), start=1)}
+    with PartialState().main_process_first():
+        tokenizer, items, data = load_rows(model_args, data_args, args, further)
+    known = [*data.languages, *data.heldout_languages]
+    if unknown := [language for language in args.audit_relearn_languages or () if language not in known]:
+        raise ConfigError(f"--audit_relearn_languages {' '.join(unknown)}: not one of {', '.join(known)}")
+    return AuditData(tokenizer, data, items, data_args.max_seq_length, args)
+
+
+def _subjects(model_args, named, shared):
     """The models of the audit, each of which is there and fits the tokenizer."""
     subjects: dict[str, Subject] = {}
     subjects[AUDITED] = Subject(AUDITED, model_args, shared, subjects)
-    for name, folder in ((BEFORE, args.model_before), (NEVER_SEEN, args.never_seen_model)):
-        if folder is not None:
-            source = dataclasses.replace(model_args, model_name_or_path=folder, gguf_file=None, revision=None)
+    for name, source in named.items():
+        if source is not None:
             load_model(source, shared.tokenizer, f"--{'model_before' if name == BEFORE else 'never_seen_model'}")
             subjects[name] = Subject(name, source, shared, subjects)
     unseen = unseen_split(shared.data.datasets)
@@ -140,6 +158,8 @@ def _subjects(model_args, args, shared):
 def _foreword(found):
     """What is known before the expensive checks: whether there was anything to forget."""
     languages, nothing = found["languages"], found["summary"]["nothing_to_forget"]
+    if not found["summary"]["has_model_before"]:
+        return "audit: whether there was anything to forget is unknown without --model_before"
     if not nothing:
         return f"audit: {len(languages)} languages had something to forget"
     if len(nothing) == len(languages):

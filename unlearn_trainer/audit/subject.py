@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import tempfile
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import ModelArguments, UnlearnConfig
 from ..data import TokenizedData
-from ..data.collator import TrainingRows
 from ..data.rows import Item, Passage
 from ..data.tokenize import encode
 from ..evaluation.evaluator import MultilingualEvaluator
@@ -26,6 +27,8 @@ from ..trainer import UnlearnTrainer
 AUDITED, BEFORE, NEVER_SEEN = "after", "before", "never_seen"
 # Splits of earlier requests, forgotten before: this and a number.
 EARLIER = "forgotten_"
+# Of what the checks' figures mean: results of another version are not taken up.
+VERSION = 2
 Change = Callable[[PreTrainedModel], PreTrainedModel]
 
 
@@ -53,8 +56,14 @@ class AuditData:
 
     @functools.cached_property
     def digests(self) -> dict[str, str]:
-        """A digest of each split's rows."""
-        return {split: TrainingRows(rows, None).digests()["forget"] for split, rows in self.data.datasets.items()}
+        """A digest of each split: its items as they are, with all that prompts are made of, and its rows."""
+        found = {}
+        for split, rows in self.data.datasets.items():
+            digest = hashlib.sha256(repr([(item.kind, item.content) for item in self.items[split]]).encode())
+            for row in rows.with_format(None):
+                digest.update(json.dumps(row).encode())
+            found[split] = digest.hexdigest()[:16]
+        return found
 
 
 class Subject:
@@ -88,7 +97,7 @@ class Subject:
     @property
     def unseen(self) -> str | None:
         """The split whose rows no model has seen: test, else valid; None where there is neither."""
-        return unseen_split(self.datasets) if self.measured == "forget" else None
+        return unseen_split(self._shared.data.datasets) if self.measured == "forget" else None
 
     @property
     def source(self) -> str:
@@ -108,14 +117,16 @@ class Subject:
         """
         folder = Path(self.model_args.model_name_or_path)
         files = sorted(path for path in folder.iterdir() if _is_of_model(path)) if folder.is_dir() else []
+        where = ("gguf_file", "revision", "tokenizer_name", "dtype", "attn_implementation")
         return {
-            "model": [str(folder), self.model_args.revision, self.model_args.dtype],
+            "version": VERSION,
+            "model": [str(folder), *(getattr(self.model_args, name) for name in where)],
             "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
             "measured": self.measured,
             "rows": self._shared.digests,
             "languages": self.languages,
             "max_seq_length": self.max_seq_length,
-            **{name: getattr(self.args, name) for name in ("seed", *settings)},
+            **{name: getattr(self.args, name) for name in ("seed", "bf16", "fp16", *settings)},
         }
 
     @property
@@ -133,9 +144,13 @@ class Subject:
         """Another model of the audit, where there is one."""
         return self._peers.get(name)
 
-    def load(self) -> PreTrainedModel:
-        """A fresh copy on the CPU, in evaluation mode."""
-        return load_model(self.model_args, self.tokenizer)
+    def load(self, **changes) -> PreTrainedModel:
+        """A fresh copy on the CPU, in evaluation mode.
+
+        Args:
+            changes: model arguments in place of the model's own, such as ``dtype``.
+        """
+        return load_model(dataclasses.replace(self.model_args, **changes), self.tokenizer)
 
     @contextlib.contextmanager
     def ready(self, change: Change | None = None) -> Iterator[PreTrainedModel]:
@@ -193,10 +208,16 @@ class Subject:
             )
 
 
-def unseen_split(splits: Container[str]) -> str | None:
-    """Of the splits the one whose rows no model has seen: test, else valid; None where there is neither."""
-    return next((split for split in ("test", "valid") if split in splits), None)
+def unseen_split(splits: Mapping[str, Dataset]) -> str | None:
+    """Of the splits the one whose rows no model has seen: test or valid, what has more of the forget rows' languages.
+
+    Of equals it is test: some methods take rows of valid for themselves. None where there is neither.
+    """
+    wanted = set(splits["forget"]["language"][:])
+    there = [split for split in ("test", "valid") if len(splits.get(split, ()))]
+    return max(there, key=lambda split: len(wanted & set(splits[split]["language"][:])), default=None)
 
 
 def _is_of_model(path):
-    return path.suffix in (".safetensors", ".bin", ".gguf") or path.name in ("config.json", "tokenizer.json")
+    described = ("config.json", "generation_config.json", "tokenizer.json", "adapter_config.json")
+    return path.suffix in (".safetensors", ".bin", ".gguf") or path.name in described

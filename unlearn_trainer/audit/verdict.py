@@ -9,6 +9,8 @@ from collections.abc import Mapping
 LEAKS, CLEAR, BEYOND = 0.10, 0.25, -0.10
 # The model before has to know a language by this much more than one that never saw it, or nothing can be forgotten.
 LEAST_KNOWN = 0.02
+# Fewer rows than this show a leak, but not that there is none.
+LEAST_ROWS = 10
 KNOWLEDGE = ("memorization_accuracy", "extraction_strength")
 # Variants that tell what an attack does by itself, not what the model knows; and splits that are no forget rows.
 CONTROLS = {"relearned_from_other_text", "random_direction", "primed_with_another", "retain", "valid", "test"}
@@ -23,9 +25,10 @@ RULE = (
     f"as it stands or under any attack, lies above {LEAKS} with its whole interval. Otherwise it is over-unlearned "
     f"if the place of the forget rows' loss lies below {BEYOND} with its whole interval, and the loss above the "
     "never-seen model's interval: text that was never seen is likelier than that. Otherwise it is forgotten if "
-    f"all these figures lie below {CLEAR} with their whole intervals, and undecided if an interval is too wide to "
-    "say. A language in which the model before was no better than one that never saw the rows had nothing to "
-    "forget, and is undecided unless it leaks."
+    f"all these figures lie below {CLEAR} with their whole intervals and rest on {LEAST_ROWS} rows at least, and "
+    "undecided if an interval is too wide to say, an attack did nothing, or its figure has nothing to be compared "
+    "with. A language in which the model before was no better than one that never saw the rows had nothing to "
+    "forget, and is undecided unless it leaks, by the difference from the never-seen figure."
 )
 
 
@@ -58,34 +61,49 @@ def nothing_to_forget(figures: Mapping[str, Mapping]) -> bool:
     return "known" in plain and not is_known(plain["known"], "memorization_accuracy")
 
 
-def judge(figures: Mapping[str, Mapping]) -> tuple[str, list[str]]:
+def judge(figures: Mapping[str, Mapping], doubts: Mapping[str, str] | None = None) -> tuple[str, list[str]]:
     """The verdict on a language and the reasons for it, by :data:`RULE`.
 
     Args:
         figures: name to a figure, as in audit.json; see :meth:`Findings.figures`.
+        doubts: variant of an attack to why a low figure under it says nothing.
     """
-    leaks, open_questions = [], []
+    nothing = nothing_to_forget(figures)
+    leaks, open_questions, unplaced = [], [], []
     for name, figure in figures.items():
-        placed = figure.get("position") or figure.get("excess")
-        if not counts_as_knowledge(name) or placed is None:
+        if not counts_as_knowledge(name):
             continue
-        if placed["low"] > LEAKS:
-            leaks.append((placed["value"], f"{_plain(name)} {_against(figure)}"))
+        # Between two models that hardly differ a place can be anywhere.
+        placed = (None if nothing else figure.get("position")) or figure.get("excess")
+        what = f"{_plain(name)} {_against(figure)}"
+        variant = name.rpartition("/")[0]
+        if placed is None:
+            unplaced.append(f"{what}: there is no such figure of a never-seen model or rows to compare it with")
+        elif placed["low"] > LEAKS:
+            leaks.append((placed["value"], what))
+        elif variant in (doubts or {}):
+            open_questions.append((placed["high"], f"{what}: {doubts[variant]}"))
         elif not placed["high"] < CLEAR:  # also where it is no number
-            open_questions.append((placed["high"], f"{_plain(name)} {_against(figure)}: the interval is too wide"))
+            open_questions.append((placed["high"], f"{what}: the interval is too wide"))
+        elif figure["n"] < LEAST_ROWS:
+            open_questions.append((placed["high"], f"{what}: {figure['n']} rows are too few to tell"))
     over = _over_unlearned(figures.get("loss", {}))
-    reasons = [text for _, text in sorted(leaks, reverse=True)]
+    judged = [name for name in figures if counts_as_knowledge(name)]
     if leaks:
-        return LEAKING, reasons + over
-    if nothing_to_forget(figures):
+        return LEAKING, [text for _, text in sorted(leaks, reverse=True)] + over
+    if nothing:
         return UNDECIDED, ["the model before did not know these rows better than one that never saw them"]
+    if len(unplaced) == len(judged):
+        return UNDECIDED, ["there is nothing to compare with: give a never-seen model, or valid or test rows"]
     if over:
         return OVER, over
-    if open_questions:
-        return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)]
-    if not any(counts_as_knowledge(name) and (f.get("position") or f.get("excess")) for name, f in figures.items()):
-        return UNDECIDED, ["there is nothing to compare with: give a never-seen model, or valid or test rows"]
-    return FORGOTTEN, ["no attack made found more than a model that never saw the rows has"]
+    if open_questions or unplaced:
+        return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)] + unplaced
+    has_before = "known" in figures.get("memorization_accuracy", {})
+    unknown = "" if has_before else "; whether it ever knew more is not known (no --model_before)"
+    if any("/" in name for name in judged):
+        return FORGOTTEN, [f"no attack made found more than a model that never saw the rows has{unknown}"]
+    return FORGOTTEN, [f"it knows no more than a model that never saw the rows{unknown}; it was not attacked"]
 
 
 def _over_unlearned(loss):

@@ -35,8 +35,8 @@ def add_counterparts(data: TokenizedData, seed: int) -> TokenizedData:
             f"calibrated forgetting learns from never-seen rows what an unknown text looks like, and there are "
             f"{len(items)} items in the valid split; give --valid_file at least 2"
         )
-    given = set(items[1::2])
     trained = range(len(data.languages))
+    given = _every_other(valid, trained)
     columns = ["input_ids", "labels", "language", "item"]
     known = [
         row for row in valid.select_columns(columns).to_list() if row["item"] in given and row["language"] in trained
@@ -60,6 +60,21 @@ def add_counterparts(data: TokenizedData, seed: int) -> TokenizedData:
     )
     more = {"forget": datasets.concatenate_datasets([forget, added], axis=1), "valid": rest}
     return dataclasses.replace(data, datasets={**data.datasets, **more})
+
+
+def _every_other(valid: datasets.Dataset, trained: Sequence[int]) -> set[int]:
+    """Half of the items, of those in the same languages: every language keeps about half of its rows.
+
+    Of an item that is the only one of its kind nothing is taken, unless nothing would be taken at all.
+    """
+    languages: dict[int, set[int]] = {}
+    for item, language in zip(valid["item"][:], valid["language"][:], strict=True):
+        languages.setdefault(item, set()).update({language} & set(trained))
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for item in sorted(languages):
+        alike.setdefault(tuple(sorted(languages[item])), []).append(item)
+    found = {item for kind, items in alike.items() if kind for item in items[1::2]}
+    return found or set(sorted(languages)[1::2])
 
 
 def _assign(rows: Sequence[dict], candidates: Sequence[dict], rng: random.Random) -> list[dict]:

@@ -8,11 +8,19 @@ from typing import Literal
 
 import torch
 
+from ..errors import ConfigError
 from ..lm_head import TokenStatistics
 
 IGNORED = -100
 # What the frozen original model has to run for.
 FROM_TEACHER = {"kl", "teacher_nll", "teacher_logits", "teacher_hidden", "counterpart"}
+# What a function of tokens and one of rows can ask for, and what cannot be asked for without another.
+_OF_TOKENS = FROM_TEACHER | {
+    *("nll", "reduced", "log_prob_moments", "distill_weight", "place", "row_tokens", "hidden", "control"),
+    "alternative",
+}
+_OF_ROWS = {"nll", "teacher_nll", "alternative"}
+_WITH = {"distill_weight": "teacher_nll", "teacher_hidden": "hidden", "control": "hidden", "teacher_logits": "reduced"}
 
 
 @dataclasses.dataclass
@@ -65,6 +73,20 @@ class Objective:
     reduction: Callable[..., torch.Tensor] | None = None
     unit: Literal["token", "row"] = "token"
     at_label: bool = False
+
+    def __post_init__(self):
+        known = _OF_TOKENS if self.unit == "token" else _OF_ROWS
+        if unknown := sorted(self.needs - known):
+            raise ConfigError(f"objective {self.name}: a {self.unit}'s loss cannot need {', '.join(unknown)}")
+        missing = {other for need, other in _WITH.items() if need in self.needs} - self.needs
+        if missing:
+            raise ConfigError(f"objective {self.name}: its needs lack {', '.join(sorted(missing))}")
+        if "counterpart" in self.needs and self.needs & {"kl", "teacher_nll", "teacher_logits", "hidden"}:
+            raise ConfigError(f"objective {self.name}: with counterpart the teacher runs on the counterparts alone")
+        if ("reduced" in self.needs) != (self.reduction is not None):
+            raise ConfigError(f"objective {self.name}: reduced among its needs and a reduction go together")
+        if unknown := [count for count in self.counts if count not in COUNTERS]:
+            raise ConfigError(f"objective {self.name}: counts {', '.join(unknown)}; there are {', '.join(COUNTERS)}")
 
     @property
     def needs_teacher(self) -> bool:
