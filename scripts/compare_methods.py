@@ -128,6 +128,20 @@ class SeedRun:
         if unknown := [language for language in self.relearned if language not in data.languages]:
             raise ConfigError(f"--relearn_languages {' '.join(unknown)}: not one of {', '.join(data.languages)}")
 
+    def check(self, rows: Sequence[Row]) -> None:
+        """Refuse before the first training what cannot be compared.
+
+        Raises:
+            ConfigError: settings that contradict each other, or a method that takes rows which all are measured on.
+        """
+        for row in rows:
+            args = parse_arguments([self.flags.preset, *self._words(row), "--output_dir", str(self.folder)])[2]
+            if self.unseen == "valid" and args.needs_companion("counterpart"):
+                raise ConfigError(
+                    f"{row.name} takes half of the valid rows for itself, and all methods are measured on these where "
+                    "there is no test split; give --test_file, or choose other --methods"
+                )
+
     def result(self, row: Row) -> dict:
         """What the row's file says, which is run first where it is missing or was made with other settings."""
         file = self.folder / "rows" / row.file
@@ -358,6 +372,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
         seed_run = SeedRun(flags, rest, settings, seed)
         rows = [Row(name) for name in seed_run.models] + chosen
         count = len(rows) * len(flags.seeds)
+        seed_run.check(chosen)
         before, never_seen = (seed_run.result(Row(name)) for name in REFERENCES)
         for index, row in enumerate(rows, start=1 + number * len(rows)):
             started = time.perf_counter()

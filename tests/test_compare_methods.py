@@ -143,6 +143,7 @@ def test_a_training_that_diverges_is_a_line_of_the_table(compare, tmp_path):
         (["--methods", "memorize"], "--methods memorize is not one of"),
         (["--settings", "missing.json"], "--settings missing.json"),
         (["--train_never_seen", "false"], "--train_never_seen or --never_seen_model"),
+        (["--methods", "calibrated"], "calibrated takes half of the valid rows .*give --test_file"),
         (["--relearn_languages", "de"], "--relearn_languages de: not one of en, sw, zh"),
     ],
 )
@@ -163,3 +164,10 @@ def test_the_shipped_settings_are_of_methods_and_flags_that_exist():
     for name, chosen in settings.items():
         words = SCRIPT["as_words"]({"method": name if name != "*" else "lingtea", **chosen})
         SCRIPT["parse_arguments"](["quickstart", *words])
+
+
+@pytest.mark.slow
+def test_an_adapter_is_compared_merged(compare):
+    lines = compare("--seeds", "1", "--methods", "harsh", "--use_peft", "--lora_r", "2", "--relearn_languages", "sw")
+    assert [line["diverged"] for line in lines] == [0] * 5
+    assert lines[-1]["regained"] > 0

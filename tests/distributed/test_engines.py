@@ -89,7 +89,8 @@ def test_two_processes_agree_with_one(name, case, launched, reference):
     report, expected, tolerance = reports[case], reference[1][case], TOLERANCE[case]
     assert report["world_size"] == 2
     wrapper = LAUNCHERS[name][2]
-    assert report["wrapper"] == ("FSDPPeftModel" if wrapper.startswith("FSDP") and case == "lora" else wrapper)
+    adapted = wrapper.startswith("FSDP") and case == "lora"
+    assert report["wrapper"] == ("FSDPPeftModelForCausalLM" if adapted else wrapper)
 
     assert len(report["logs"]) == len(expected["logs"])
     for log, other in zip(report["logs"], expected["logs"], strict=True):

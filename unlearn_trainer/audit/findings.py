@@ -210,7 +210,6 @@ def assemble(findings: Findings) -> dict:
             "verdicts": {verdict: judged.count(verdict) for verdict in VERDICTS},
             "worst_language": order[0] if order else None,
             "nothing_to_forget": [code for code in order if nothing_to_forget(figures[code])],
-            "has_model_before": BEFORE in subjects,
         },
         "rule": RULE,
         "languages": {code: languages[code] for code in order},

@@ -99,6 +99,12 @@ def _blocks(audit: Mapping[str, Any]) -> Blocks:
             "never saw them, so that the figures there say nothing about the unlearning.",
             "alert",
         )
+    if not audit["models"].get("before"):
+        yield Paragraph(
+            "Whether the model ever knew these texts is not known: no model before was given, so that a language counts "
+            "as forgotten where nothing was to forget, too.",
+            "alert",
+        )
     yield from _subject(audit, entries)
     yield from _verdicts(audit["languages"], entries)
     yield from _strips(audit["languages"], entries)

@@ -158,7 +158,7 @@ def _subjects(model_args, named, shared):
 def _foreword(found):
     """What is known before the expensive checks: whether there was anything to forget."""
     languages, nothing = found["languages"], found["summary"]["nothing_to_forget"]
-    if not found["summary"]["has_model_before"]:
+    if found["models"][BEFORE] is None:
         return "audit: whether there was anything to forget is unknown without --model_before"
     if not nothing:
         return f"audit: {len(languages)} languages had something to forget"
