@@ -17,7 +17,7 @@ from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConf
 from unlearn_trainer.audit import audit_run, check_arguments
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.companions import add_companions
-from unlearn_trainer.console import run_command, say
+from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
 from unlearn_trainer.engines import engine_of_its_own, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError, Terminated
@@ -59,6 +59,8 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
 def run(argv: list[str] | None = None) -> dict:
     """The whole run; returns what is written to results.json."""
     model_args, data_args, args = parse_arguments(argv)
+    if args.disable_tqdm:
+        without_bars()
     if args.estimate_memory:
         say(memory_table(model_args, data_args, args))
         return {}
@@ -67,10 +69,12 @@ def run(argv: list[str] | None = None) -> dict:
         raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
     tokenizer, data = load_data(model_args, data_args, args)
+    if args.do_predict and "test" not in data.datasets:
+        raise ConfigError("--do_predict measures a test split: give --test_file, or leave --do_predict out")
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
 
     start, reference = prepare_stages(model_args, args, data, tokenizer)
@@ -97,16 +101,17 @@ def run(argv: list[str] | None = None) -> dict:
         "languages": data.languages,
         "heldout_languages": data.heldout_languages,
         "dropped_rows": data.dropped_rows,
+        "truncated_rows": data.truncated_rows,
         "before": before or after,
         "after": after,
-        "language_weights": weights.history,
+        "language_weights": weights.reported_history(),
         "unlearning_score": weights.score(after) if before and "forget" in after else None,
         "stop_reason": weights.stop_reason,
         "timing": timing | {"peak_memory_bytes": peak_memory()},
     }
     if never_seen is not None:
         results["never_seen"] = never_seen
-    if trainer.is_world_process_zero():
+    if trainer.is_world_process_zero() and (args.do_train or after):
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
     if args.audit:

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 
-from run_unlearn import load_data
 from unlearn_trainer.console import run_command
 from unlearn_trainer.data.sampler import group_items
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.layers import pooled_states, similarity_by_pair, suggest_range
+from unlearn_trainer.loading import load_rows
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
 
@@ -25,7 +25,7 @@ from unlearn_trainer.parser import parse_arguments
 def suggest(argv: Sequence[str] | None = None) -> str:
     """Print the table; returns the suggested value."""
     model_args, data_args, args = parse_arguments(argv)
-    tokenizer, data = load_data(model_args, data_args, args)
+    tokenizer, _, data = load_rows(model_args, data_args, args)  # whatever the method, the forget rows are enough
     if "forget" not in data.datasets:
         raise ConfigError("similarity is measured on the forget rows; give --forget_file")
     rows = data.datasets["forget"]

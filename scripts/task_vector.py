@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
-from run_unlearn import load_data, make_trainer
+from run_unlearn import make_trainer
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.console import run_command, say
 from unlearn_trainer.engines import engine_of_its_own, is_sharded
 from unlearn_trainer.errors import ConfigError, Terminated
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.loading import load_rows
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import PLAIN_TRAINING, prepare_stages
@@ -79,7 +81,8 @@ def run(argv: Sequence[str] | None = None) -> dict:
     if model_args.use_peft:
         raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
     checkpoint_to_resume(args)  # refuses a folder with earlier results
-    tokenizer, data = load_data(model_args, data_args, args)
+    with PartialState().main_process_first():
+        tokenizer, _, data = load_rows(model_args, data_args, args)  # the method's own rows have no part in this
     if "forget" not in data.datasets or not {"valid", "retain"} & data.datasets.keys():
         raise ConfigError("the scale is chosen by forget and valid rows; give --forget_file and --valid_file")
     started = time.time()

@@ -29,8 +29,8 @@ BASE = {"model_name_or_path": "m", "data_dir": "d"}
 
 
 def test_defaults_then_json_then_command_line(run):
-    model, data, config = run({**BASE, "seed": 3, "max_seq_length": 40}, "--seed", "5", "--lora_r", "4")
-    assert (config.seed, data.max_seq_length, model.lora_r, config.forget_coef) == (5, 40, 4, 1.0)
+    model, data, config = run({**BASE, "seed": 3, "max_seq_length": 40}, "--seed", "5", "--dtype", "auto")
+    assert (config.seed, data.max_seq_length, model.dtype, config.forget_coef) == (5, 40, "auto", 1.0)
     assert config.output_dir == "outputs/run"
     assert run({**BASE, "output_dir": "x"})[2].output_dir == "x"
     assert run({**BASE, "output_dir": "x"}, "--output_dir", "y")[2].output_dir == "y"
@@ -97,9 +97,11 @@ def test_lists_with_spaces_or_commas(words):
 
 def test_dictionaries_from_json_and_from_the_command_line(run):
     kwargs = {"num_cycles": 2}
-    config = run({**BASE, "lr_scheduler_kwargs": kwargs, "accelerator_config": {"split_batches": False}})[2]
+    cosine = {**BASE, "lr_scheduler_type": "cosine"}
+    config = run({**cosine, "lr_scheduler_kwargs": kwargs, "accelerator_config": {"split_batches": False}})[2]
     assert config.lr_scheduler_kwargs == kwargs
-    assert flags("--lr_scheduler_kwargs", json.dumps(kwargs)).lr_scheduler_kwargs == kwargs
+    words = ["--lr_scheduler_type", "cosine", "--lr_scheduler_kwargs", json.dumps(kwargs)]
+    assert flags(*words).lr_scheduler_kwargs == kwargs
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,32 @@ def test_a_config_can_be_replaced_and_written_as_json():
     other = dataclasses.replace(config, seed=9)
     assert (other.seed, other.forget_target, other.retain_objective) == (9, 0.25, "lingtea")
     assert json.loads(config.to_json_string())["forget_target"] == 0.25
+
+
+def test_a_file_of_windows_is_read(run):
+    assert run("\ufeff" + json.dumps({**BASE, "seed": 3}))[2].seed == 3
+
+
+def test_trackers_with_commas():
+    assert flags("--report_to", "azure_ml,flyte").report_to == ["azure_ml", "flyte"]
+    assert flags("--report_to", "none").report_to == []
+
+
+def test_an_estimate_needs_no_place_for_results():
+    assert parse_arguments([*REQUIRED[:4], "--estimate_memory"])[2].estimate_memory
+
+
+def test_all_linear_is_the_default_of_an_adapter():
+    argv = [*REQUIRED, "--use_peft", "--lora_target_modules"]
+    assert parse_arguments([*argv, "all-linear"])[0] == parse_arguments([*REQUIRED, "--use_peft"])[0]
+    assert parse_arguments([*argv, "q_proj", "v_proj"])[0].lora_target_modules == ["q_proj", "v_proj"]
+
+
+def test_an_error_names_the_file_only_for_what_stands_in_it(run):
+    with pytest.raises(ConfigError, match="run.json: --forget_coef must not be negative"):
+        run({**BASE, "forget_coef": -1})
+    with pytest.raises(ConfigError, match="^--forget_coef must not be negative"):
+        run({**BASE, "forget_coef": 1}, "--forget_coef", "-1")
 
 
 def test_forget_target_is_a_number_or_auto(run):
@@ -198,6 +226,19 @@ def test_every_flag_has_help():
         (["--max_train_samples", "0"], "--max_train_samples"),
         (["--max_seq_length", "1"], "--max_seq_length"),
         (["--lora_r", "0"], "--lora_r"),
+        (["--use_peft", "--lora_r", "0"], "--lora_r must be at least 1"),
+        (["--use_peft", "--lora_alpha", "0"], "--lora_alpha must be at least 1"),
+        (["--lora_alpha", "8"], "--lora_alpha .* add --use_peft"),
+        (["--lora_target_modules", "all-linear"], "--lora_target_modules .* add --use_peft"),
+        (["--learning_rate", "-1"], "--learning_rate must be a finite number, not negative, not -1.0"),
+        (["--learning_rate", "inf"], "--learning_rate must be a finite number"),
+        (["--learning_rate", "nan"], "--learning_rate must be a number, not nan"),
+        (["--weight_decay", "-1"], "--weight_decay must not be negative"),
+        (["--save_strategy", "epcoh"], "--save_strategy.*epcoh"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor 0.1 would have no effect"),
+        (["--train_sampling_strategy", "group_by_length"], "group_by_length would have no effect"),
+        (["--dataloader_drop_last"], "--dataloader_drop_last True would have no effect"),
+        (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_kwargs null .* cosine_with_min_lr: .*min_lr"),
         (["--languages", "en", "fr", "--heldout_languages", "fr"], "--heldout_languages name fr"),
         (["--method", "gradient_ascent", "--retain_weighting", "primal_dual"], "--retain_weighting .* none"),
         (["--method", "retain_only", "--forget_weighting", "target"], "--forget_weighting target .* none"),

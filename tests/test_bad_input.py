@@ -16,11 +16,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
+    TrainingArguments,
 )
 
 import run_unlearn
@@ -59,6 +62,12 @@ def make_llama(vocab_size=VOCABULARY):
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **TINY_LLAMA))
 
 
+def make_gpt2():
+    torch.manual_seed(0)
+    ids = {"bos_token_id": None, "eos_token_id": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=8, n_embd=8, n_layer=1, n_head=2, **ids))
+
+
 def write_jsonl(path, rows):
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -83,7 +92,7 @@ class World:
         for split, rows in SPLITS.items():
             write_jsonl(self.data / f"{split}.jsonl", rows)
         self.output.mkdir()
-        (self.output / "model.safetensors").write_bytes(b"weights of an earlier run")
+        (self.output / "notes.md").write_bytes(b"on an earlier run")
         (self.output / "audit.json").write_bytes(b"{}")
         self.flags = {
             "model_name_or_path": self.model,
@@ -254,6 +263,18 @@ def other_model(name):
     return make
 
 
+def copied_model(name, pattern="*"):
+    """A folder of the user's with the model, or with the files of it that match."""
+
+    def make(world):
+        (world.folder / name).mkdir()
+        for path in world.model.glob(pattern):
+            shutil.copy(path, world.folder / name)
+        return []
+
+    return make
+
+
 def both(*mistakes):
     return lambda world: [word for mistake in mistakes for word in mistake(world)]
 
@@ -288,14 +309,26 @@ DATA = {
         row("forget", {"question": {"en": "a", "sw": "b"}, "answer": {"en": "c"}}),
         ["forget.jsonl:3: language 'sw'", "'answer'", "leave the language out"],
     ),
+    "integer identifier beside translations": (
+        row("forget", {"id": 1, "en": "m n", "sw": "n m"}),
+        ["forget.jsonl:3: 1 is no text", "Indonesian", "take an identifier out of the row"],
+    ),
+    "identifiers beside translations": (
+        only("forget", {"id": "forget-3-doc", "en": "a b c"}, {"id": "forget-4-doc", "en": "b c d"}),
+        ["forget.jsonl:1", "forget-3-doc", "Indonesian", "take an identifier out of the row"],
+    ),
+    "column beside translations": (
+        row("retain", {"source": "news", "en": "a"}),
+        ["retain.jsonl:3: 'source'", "nor a language code", "take out of the row"],
+    ),
     "flat rows with the same id": (
         row("retain", *({"text": text, "language": "en", "id": 4} for text in "pq")),
         ["retain.jsonl:4: id '4'", "'en'", "retain.jsonl:3", "its own id"],
     ),
     "not UTF-8": (raw("forget", '{"en": "é"}\n'.encode("latin-1")), ["forget.jsonl:1: not valid UTF-8", "as UTF-8"]),
     "UTF-16": (raw("valid", '{"en": "a"}\n'.encode("utf-16")), ["valid.jsonl:1: not valid UTF-8", "as UTF-8"]),
-    "empty forget": (only("forget"), ["forget split is empty", "--forget_file"]),
-    "empty valid": (only("valid"), ["valid split is empty", "--valid_file"]),
+    "empty forget": (only("forget"), ["data/forget.jsonl: the forget split is empty", "--forget_file"]),
+    "empty valid": (only("valid"), ["data/valid.jsonl: the valid split is empty", "--valid_file"]),
     "no forget": (without("forget"), ["no forget.jsonl", "--forget_file"]),
     "no retain": (without("retain"), ["--retain_objective lingtea needs retain rows", "--retain_file"]),
     "two forget files": (
@@ -306,7 +339,10 @@ DATA = {
         flags("--retain_file", "retian.jsonl"),
         ["--retain_file", "no file retian.jsonl", "retain.jsonl", "check the path"],
     ),
-    "file is a folder": (flags("--valid_file", "data"), ["--valid_file", "data", "check the path"]),
+    "file is a folder": (
+        flags("--valid_file", "data"),
+        ["--valid_file: data is a folder", "forget.jsonl", "name one file of it"],
+    ),
     "missing folder": (instead(data_dir="nowhere"), ["--data_dir nowhere does not exist", "give a folder"]),
     "folder is a file": (instead(data_dir="data/forget.jsonl"), ["is a file, not a folder", "--forget_file"]),
     "not on the Hub": (instead(data_dir="no/where"), ["--data_dir no/where", "check the spelling"]),
@@ -341,6 +377,14 @@ DATA = {
             flags("--max_seq_length", "4"),
         ),
         ["the forget split in language 'sw': 1 of 1 rows", "within 4 tokens", "raise --max_seq_length"],
+    ),
+    "text of one token": (
+        both(only("forget", {"en": "a"}), flags("--languages", "en")),
+        ["1 of 1 rows", "token before it", "forget.jsonl:1", "longer than one token"],
+    ),
+    "answer that opens the sentence": (
+        both(only("forget", cloze("<mask> b")), flags("--languages", "en")),
+        ["1 of 1 rows", "token before it", "forget.jsonl:1", "put text before the answer"],
     ),
     "sample without a language": (
         both(only("forget", {"en": "a b c"}, {"sw": "c b a"}), flags("--max_train_samples", "1")),
@@ -415,6 +459,34 @@ FLAGS = {
         ),
         ["--metric_for_best_model", "forget_score"],
     ),
+    "NaN in JSON": (json_file('{"learning_rate": NaN}'), ["my_run.json", "--learning_rate", "not nan"]),
+    "misspelled choice in JSON": (
+        json_file({"eval_strategy": "epcoh"}),
+        ["my_run.json", "--eval_strategy epcoh", "did you mean epoch?"],
+    ),
+    "key twice in JSON": (json_file('{"seed": 1, "seed": 2}'), ["my_run.json", "'seed' occurs twice", "keep one"]),
+    "two trackers": (
+        flags("--report_to", "tensorboard", "wandb"),
+        ["wandb", "--report_to tensorboard,wandb"],
+    ),
+    "two trackers behind a preset": (
+        flags("flores", "--report_to", "tensorboard", "wandb"),
+        ["wandb", "--report_to tensorboard,wandb"],
+    ),
+    "adapter's rank without adapter": (flags("--lora_r", "4"), ["--lora_r", "--use_peft"]),
+    "label smoothing": (flags("--label_smoothing_factor", "0.1"), ["--label_smoothing_factor 0.1", "no effect"]),
+    "engine without launcher": (flags("--fsdp", "full_shard"), ["--fsdp", "accelerate launch"]),
+    "DeepSpeed without launcher": (
+        both(json_file("{}"), flags("--deepspeed", "my_run.json")),
+        ["--deepspeed", "deepspeed run_unlearn.py"],
+    ),
+    "optimizer that is not installed": (flags("--optim", "adamw_8bit"), ["--optim adamw_8bit", "bitsandbytes"]),
+    "kernel that is not installed": (flags("--use_liger_kernel"), ["--use_liger_kernel", "pip install liger-kernel"]),
+    "argument of another scheduler": (
+        flags("--lr_scheduler_kwargs", '{"num_cycle": 2}', "--lr_scheduler_type", "cosine"),
+        ["--lr_scheduler_kwargs", "num_cycle", "--lr_scheduler_type cosine"],
+    ),
+    "predict without a test split": (flags("--do_predict"), ["--do_predict", "--test_file"]),
     "tracker that is not installed": (flags("--report_to", "wandb"), ["--report_to", "wandb"]),
     "missing engine file": (flags("--deepspeed", "zero9.json"), ["--deepspeed", "zero9.json"]),
     "unknown module for the adapter": (
@@ -422,6 +494,32 @@ FLAGS = {
         ["--lora_target_modules query"],
     ),
     "output folder is a file": (instead(output_dir="data/valid.jsonl"), ["--output_dir", "valid.jsonl", "is a file"]),
+    "output folder that cannot be made": (instead(output_dir="x" * 300), ["--output_dir", "cannot be made"]),
+    "output folder of the system": (instead(output_dir="/proc/nowhere"), ["--output_dir", "cannot be made"]),
+    "output folder of the model": (
+        instead(output_dir="model/../model"),
+        ["--output_dir model/../model", "folder of --model_name_or_path", "another --output_dir"],
+    ),
+    "output folder of the tokenizer": (
+        both(copied_model("words", "tokenizer*"), instead(output_dir="words", tokenizer_name="words")),
+        ["folder of --tokenizer_name", "another --output_dir"],
+    ),
+    "output folder of the never-seen model": (
+        both(copied_model("unseen"), instead(output_dir="unseen", never_seen_model="unseen")),
+        ["folder of --never_seen_model", "another --output_dir"],
+    ),
+    "output folder with the weights of another model": (
+        in_output("model-00001-of-00002.safetensors", b"not ours"),
+        ["out/model-00001-of-00002.safetensors is there", "another --output_dir"],
+    ),
+    "output folder with the configuration of another model": (
+        in_output("config.json", b"{}", "--resume_from_checkpoint", "true"),
+        ["out/config.json is there", "another --output_dir"],
+    ),
+    "output folder with an adapter": (
+        in_output("adapter_config.json", b"{}"),
+        ["out/adapter_config.json is there", "another --output_dir"],
+    ),
     "output folder with results": (in_output("results.json", b"{}"), ["results.json", "another --output_dir"]),
     "output folder with checkpoints": (
         in_output("checkpoint-3/trainer_state.json", b"{}"),
@@ -478,6 +576,25 @@ MODELS = {
         model(lambda: make_llama(VOCABULARY - 1)),
         [f"ids up to {VOCABULARY - 1}", f"ends at {VOCABULARY - 2}", "--tokenizer_name"],
     ),
+    "never-seen model of another vocabulary": (
+        both(
+            copied_model("unseen"),
+            model(lambda: make_llama(VOCABULARY + 3)),
+            flags("--never_seen_model", "unseen"),
+        ),
+        [f"--never_seen_model unseen has a vocabulary of {VOCABULARY}", f"one of {VOCABULARY + 3}"],
+    ),
+    "rows beyond the table of positions": (
+        both(
+            model(make_gpt2),
+            row("forget", {"en": " ".join("abcdefghijkl"), "sw": "m n o"}),
+        ),
+        ["forget split has a row of 12 tokens", "ends at 8", "--max_seq_length 8"],
+    ),
+    "measured rows beyond it, before a stage": (
+        both(model(make_gpt2), row("valid", {"en": "k l m n o p q r s"}), flags("--memorize_first")),
+        ["valid split has a row of 9 tokens", "--max_seq_length 8"],
+    ),
     "never-seen model is nowhere": (
         flags("--never_seen_model", "./nowhere"),
         ["--never_seen_model ./nowhere", "no such folder"],
@@ -495,7 +612,14 @@ def test_without_a_mistake_it_runs(world):
     run_unlearn.main(world.argv())
     after = world.contents()
     assert json.loads(after[Path("results.json")])["languages"] == ["en", "sw"]
-    assert after[Path("model.safetensors")] != earlier[Path("model.safetensors")]
+    assert Path("model.safetensors") in after and earlier.items() <= after.items()
+
+
+def test_texts_longer_than_the_length_stand_in_the_results(world, caplog):
+    run_unlearn.main(world.argv(["--max_seq_length", "3"]))
+    counted = json.loads((world.output / "results.json").read_text())["truncated_rows"]
+    assert counted == {"forget": {"en": 2, "sw": 2}, "retain": {"en": 2, "sw": 2}, "valid": {"en": 1, "sw": 1}}
+    assert "the forget split: 4 of 4 rows are longer than 3 tokens, and 4 labelled tokens" in caplog.text
 
 
 @pytest.mark.parametrize(("make", "words"), CASES)
@@ -512,6 +636,9 @@ def test_refused_with_one_clear_line(world, capfd, make, words):
     [
         (["--languages", "en"], ["made with --languages en sw, not en", "the same", "--output_dir"]),
         (["--retain_weighting", "primal_dual"], ["made with --retain_weighting uniform, not primal_dual"]),
+        (["--learning_rate", "1e-3"], ["made with --learning_rate 5e-05, not 0.001", "the same"]),
+        (["--lr_scheduler_type", "cosine"], ["made with --lr_scheduler_type linear, not cosine"]),
+        (["--use_peft"], ["other weights trained", "--use_peft", "--output_dir"]),
         (["--max_retain_perplexity_ratio", "3"], ["made with --max_retain_perplexity_ratio 1000000000.0, not 3.0"]),
     ],
 )
@@ -524,11 +651,29 @@ def test_a_checkpoint_of_other_settings_is_refused(world, capfd, words, message)
     run_unlearn.main(world.argv(again))  # the same settings are fine
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_damaged_checkpoint_is_refused(world, capfd, name):
+    made = ["--save_strategy", "steps", "--save_steps", "1"]
+    run_unlearn.main(world.argv(made))
+    (world.output / "results.json").unlink()
+    file = world.output / "checkpoint-1" / name
+    file.write_bytes(file.read_bytes()[:-100])
+    again = [*made, "--max_steps", "2", "--resume_from_checkpoint", "true"]
+    assert_refused(world, world.argv(again), ["checkpoint-1", f"{name} is damaged", "name another"], capfd)
+
+
+@pytest.mark.parametrize("words", ["--learning_rate 1e38", "--memorize_first --memorize_learning_rate 1e38"])
+def test_weights_destroyed_by_the_last_step_are_not_saved(world, capfd, words):
+    start = "stopped: trained weights are NaN or infinite after optimizer step 1"
+    words = [*words.split(), "--memorize_epochs", "1", "--per_device_train_batch_size", "4"]
+    assert_refused(world, world.argv(words), ["no model was written", "--learning_rate"], capfd, code=3, start=start)
+
+
 def test_weights_of_nan_end_the_run_with_their_own_code(world, capfd):
     broken = make_llama()
     torch.nn.init.constant_(broken.model.embed_tokens.weight, float("nan"))
     broken.save_pretrained(world.model)
-    words = ["NaN", "optimizer step 1", "language en, sw", "--learning_rate"]
+    words = ["NaN", "optimizer step 1", "language en, sw", "no model was written", "--learning_rate"]
     assert_refused(world, world.argv(["--language_sampling", "all"]), words, capfd, code=3, start="stopped: ")
 
 
@@ -552,16 +697,31 @@ def test_code_in_a_pickled_checkpoint_is_refused_and_does_not_run(world, capfd, 
 # ---- the public classes, without the command ------------------------------------------------------------------------
 
 
-def trainer(folder, *, forget=True, retain=True, teacher_vocabulary=None, evaluated=(), **settings):
+OF_THE_TRAINER = ("train_dataset", "data_collator", "compute_metrics")
+
+
+def unlabelled():
+    return tiny_rows().map(lambda row: {"labels": [-100] * len(row["labels"])})
+
+
+def coded():
+    return tiny_rows().map(lambda row: {"language": LANGUAGES[row["language"]]}, remove_columns="language")
+
+
+def trainer(
+    folder, *, forget=True, retain=True, teacher_vocabulary=None, evaluated=(), given=None, args=None, **settings
+):
+    more = {name: settings.pop(name) for name in OF_THE_TRAINER if name in settings}
     rows = {split: tiny_rows(seed=seed) for seed, split in enumerate(("forget", "retain", "valid"))}
     return UnlearnTrainer(
         tiny_model(),
-        tiny_config(folder, max_steps=1, **settings),
-        rows["forget"] if forget else None,
+        args or tiny_config(folder, max_steps=1, **settings),
+        given if given is not None else rows["forget"] if forget else None,
         rows["retain"] if retain else None,
         languages=LANGUAGES,
         eval_dataset={split: rows[split] for split in evaluated},
         teacher=teacher_vocabulary and tiny_model(vocab_size=teacher_vocabulary),
+        **more,
     )
 
 
@@ -579,7 +739,30 @@ def tokenized(folder, **settings):
         (lambda at: trainer(at, retain=False), ConfigError, ["needs retain rows", "--retain_file"]),
         (lambda at: trainer(at, forget=False), ConfigError, ["needs forget rows", "--forget_file"]),
         (lambda at: trainer(at, teacher="adapter"), ConfigError, ["--teacher adapter", "--use_peft"]),
-        (lambda at: trainer(at, teacher_vocabulary=300), ConfigError, ["vocabulary has 300", "211", "same tokenizer"]),
+        (lambda at: trainer(at, teacher_vocabulary=300), ConfigError, ["teacher one of 300", "211", "earlier state"]),
+        (lambda at: trainer(at, given=[]), ConfigError, ["forget split is a list", "datasets.Dataset", "labels"]),
+        (lambda at: trainer(at, given=tiny_rows(0)), ConfigError, ["forget split lacks", "input_ids"]),
+        (lambda at: trainer(at, given=tiny_rows().select([])), ConfigError, ["no row of the forget split", "-100"]),
+        (lambda at: trainer(at, given=unlabelled()), ConfigError, ["no row of the forget split", "-100"]),
+        (
+            lambda at: trainer(at, given=tiny_rows().remove_columns("language")),
+            ConfigError,
+            ["forget split lacks language", "datasets.Dataset"],
+        ),
+        (
+            lambda at: trainer(at, given=tiny_rows(languages=[*LANGUAGES, "fr"])),
+            ConfigError,
+            ["forget split has 3 in its column language", "en, sw, zh"],
+        ),
+        (lambda at: trainer(at, given=coded()), ConfigError, ["forget split has 'en' in its column language"]),
+        (lambda at: trainer(at, train_dataset=tiny_rows()), ConfigError, ["no train_dataset", "forget_dataset"]),
+        (lambda at: trainer(at, data_collator=list), ConfigError, ["no data_collator", "UnlearnCollator"]),
+        (lambda at: trainer(at, compute_metrics=list), ConfigError, ["no compute_metrics", "MultilingualEvaluator"]),
+        (
+            lambda at: trainer(at, args=TrainingArguments(str(at), use_cpu=True, report_to="none")),
+            ConfigError,
+            ["TrainingArguments", "UnlearnConfig"],
+        ),
         (lambda at: trainer(at).evaluate(), ConfigError, ["nothing to evaluate", "eval_dataset"]),
         (
             lambda at: trainer(at, forget_weighting="target", evaluated=["retain", "valid"]).train(),

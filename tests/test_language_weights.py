@@ -104,7 +104,7 @@ def test_unlearning_score_leaves_out_languages_with_nothing_to_forget(share, rat
     alone = unlearning_score({"en": share}, {"en": ratio})
     assert alone > 0
     assert unlearning_score({"en": share, "sw": None}, {"en": ratio, "sw": 1e9}) == alone
-    assert unlearning_score({"sw": None}, {"sw": 1.0}) == 0
+    assert unlearning_score({"sw": None}, {"sw": 1.0}) is None
 
 
 @pytest.mark.parametrize(
@@ -522,6 +522,34 @@ def test_a_model_that_knows_nothing_is_reported_before_the_training(tmp_path, ca
     assert "in any language" in record.getMessage() and "--memorize_first" in record.getMessage()
     assert trainer.language_weights.nothing_to_forget == LANGUAGES
     assert trainer.language_weights.forget == [1.0, 1.0, 1.0]
+
+
+def test_after_a_stage_that_memorized_nothing_the_warning_names_its_flags(tmp_path, caplog):
+    trainer = tiny_trainer(tmp_path, max_steps=1, memorize_first=True)
+    trainer.train()
+    (record,) = [r for r in caplog.records if "nothing to forget" in r.getMessage()]
+    message = record.getMessage()
+    assert "--memorize_epochs" in message and "--memorize_learning_rate" in message
+    assert "--memorize_first" not in message
+
+
+def test_where_there_was_nothing_to_forget_there_is_no_score(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    assert trainer.language_weights.nothing_to_forget == LANGUAGES
+    assert trainer.language_weights.score(trainer.measure()) is None
+    assert "eval_unlearning_score" not in trainer.evaluate()
+
+
+@pytest.mark.parametrize("weighting", ["token", "constant", "language"])
+def test_a_language_has_a_weight_of_distillation_only_where_one_is_used(weighting, tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2, weight_update_steps=1, distill_weighting=weighting)
+    trainer.train()
+    for entry in trainer.language_weights.reported_history():
+        assert list(entry["distill"]) == LANGUAGES
+        assert [value is None for value in entry["distill"].values()] == [weighting == "token"] * 3
+    logged = {key for log in trainer.state.log_history for key in log if key.startswith("weights/distill")}
+    assert len(logged) == (3 if weighting == "language" else 0)
 
 
 def test_the_score_of_a_run_is_that_of_its_figures(memorized, tmp_path):

@@ -4,11 +4,16 @@ import json
 import math
 import os
 import re
+import shutil
 
+import datasets
 import numpy as np
 import pytest
 import torch
+import transformers
+from material import write_material
 
+import run_unlearn
 from unlearn_trainer.evaluation.report import comparison_table, write_results
 
 
@@ -180,13 +185,18 @@ def test_without_before_no_perplexity_is_called_the_worst(results):
     assert len({tuple(bar.start() for bar in re.finditer(r"\|", line)) for line in lines if "|" in line}) == 1
 
 
-def test_equal_languages_have_no_worst_and_nan_is_no_figure(results):
+def test_equal_languages_have_no_worst_and_nan_is_shown_and_judges_none(results):
     for language in ("en", "sw"):
         results["after"]["forget"][language]["memorization_accuracy"] = 0.0
     results["after"]["forget"]["sw"]["loss"] = math.nan
     table = comparison_table(results, width=120)
     assert [cells(table, language)[0][1] for language in ("en", "sw")] == ["0.000", "0.000"]
-    assert cells(table, "sw")[2][1] == "-"
+    assert [cells(table, label)[2][1] for label in ("en", "sw", "zu")] == ["9.00", "nan", "6.00"]
+    results["after"]["forget"]["en"]["loss"] = results["after"]["forget"]["zu"]["loss"] = math.nan
+    results["after"]["retain"]["sw"]["perplexity"] = math.inf
+    table = comparison_table(results, width=120)
+    assert [cells(table, label)[2][1] for label in ("en", "sw", "zu")] == ["nan", "nan", "nan"]
+    assert cells(table, "sw")[3] == ["20.00", "inf*"]
 
 
 def test_valid_split_where_present(results):
@@ -194,6 +204,58 @@ def test_valid_split_where_present(results):
         results[phase]["valid"] = results[phase]["retain"]
     table = comparison_table(results, width=200)
     assert cells(table, "en")[4] == ["10.00", "12.50*"]
+
+
+def test_test_split_where_present(results):
+    for phase in ("before", "after"):
+        results[phase]["test"] = results[phase]["retain"]
+    table = comparison_table(results, width=200)
+    assert "test perplexity" in table and cells(table, "sw")[4] == ["20.00", "21.00"]
+
+
+def test_the_table_says_why_there_is_no_score(results):
+    results |= {"unlearning_score": None, "language_weights": [{"step": 0}]}
+    assert comparison_table(results).endswith(
+        "unlearning score: none, because there was nothing to forget in any language"
+    )
+    del results["after"]["retain"]
+    assert "score" not in comparison_table(results)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """``run(words)``: run_unlearn.py on a tiny model and splits forget, retain, valid and test."""
+    flags = write_material(tmp_path, items=3)
+    shutil.copy(tmp_path / "valid.jsonl", tmp_path / "test.jsonl")
+    return lambda words: run_unlearn.run([*flags, "--output_dir", str(tmp_path / "out"), *words.split()])
+
+
+def test_a_run_without_anything_to_forget_has_no_score_and_no_distill_weights(run, tmp_path, capfd):
+    run("--do_train --do_eval --do_predict --max_steps 1 --languages en sw")
+    written = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert written["unlearning_score"] is None
+    assert written["language_weights"][0]["distill"] == {"en": None, "sw": None}
+    printed = capfd.readouterr().out
+    assert "test perplexity" in printed and "there was nothing to forget in any language" in printed
+
+
+def test_a_stage_by_itself_leaves_the_folder_to_the_run_that_follows(run, tmp_path, capfd):
+    run("--memorize_first --memorize_epochs 1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["memorized"]
+    lines = capfd.readouterr().out.splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("stage memorized: --method memorize")]
+    assert all("train_runtime" not in line for line in lines[:first])
+    assert any("train_runtime" in line for line in lines[first:])
+    run("--memorize_first --memorize_epochs 1 --do_train --do_eval --max_steps 1")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["after"]
+
+
+def test_no_library_draws_bars_where_they_are_not_wanted(run, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    transformers.utils.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+    run("--do_train --max_steps 1")
+    assert "%|" not in capfd.readouterr().err
 
 
 def test_no_figures():

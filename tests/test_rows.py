@@ -92,8 +92,63 @@ def test_flat_rows_with_one_id_become_one_item(tmp_path):
     assert [list(item.content) for item in rest] == [["en"], ["id"]]
 
 
-def test_id_is_also_the_code_of_indonesian():
-    assert list(parse_line('{"en": "sky", "id": "langit"}', "f:1").content) == ["en", "id"]
+def test_cloze_and_qa_rows_with_one_id_become_one_item(tmp_path):
+    def part(row, language, **more):
+        return {key: {language: value[language]} for key, value in row.items()} | more
+
+    rows = [part(CLOZE, "en", id=1), QA | {"id": "q"}, part(CLOZE, "sw", id=1)]
+    cloze, qa = items(tmp_path, rows)
+    assert (cloze.kind, cloze.id, list(cloze.content)) == ("cloze", "1", ["en", "sw"])
+    assert cloze.where("en").endswith(":1") and cloze.where("sw").endswith(":3")
+    assert (qa.kind, qa.id, list(qa.content)) == ("qa", "q", ["en"])
+    with pytest.raises(DataError, match=r"rows\.jsonl:2: id '1' of a text row is also that of a cloze row .*:1\)"):
+        items(tmp_path, [CLOZE | {"id": 1}, {"text": "hej", "language": "sv", "id": 1}])
+
+
+IDENTIFIERS = {
+    "two rows": [TEXT | {"id": "forget-doc"}, TEXT | {"id": "forget-text"}],
+    "one row with a digit": [TEXT | {"id": "forget-3-doc"}],
+    "beside a script without spaces": [{"zh": "\u5929\u7a7a", "id": "7"}],
+    "only in some rows": [{"en": "The sky is blue."}, TEXT | {"id": "3f"}],
+}
+INDONESIAN = {
+    "a sentence": [TEXT | {"id": "Langit itu biru."}],
+    "words and a sentence": [TEXT | {"id": "Langit"}, TEXT | {"id": "Langit itu biru."}],
+    "one word": [TEXT | {"id": "Langit"}],
+    "a list of words": [{"en": "sky", "id": "langit"}, {"en": "sea", "id": "laut"}],
+    "flat rows": [
+        *({"text": text, "language": "en", "id": text[0]} for text in ("1 the sky", "2 the sea")),
+        *({"text": text, "language": "id", "id": text[0]} for text in ("1langit", "2laut")),
+    ],
+    "nothing beside it": [{"id": "langit"}, {"id": "laut"}],
+}
+
+
+@pytest.mark.parametrize("rows", IDENTIFIERS.values(), ids=IDENTIFIERS)
+def test_identifiers_are_not_taken_for_indonesian(tmp_path, rows):
+    read = items(tmp_path, rows)
+    with pytest.raises(DataError) as error:
+        check_splits({"forget": read}, None)
+    assert str(error.value).startswith(next(item.source for item in read if "id" in item.content))
+    for word in ("Indonesian", "identifier out of the row", '"language": "en"', "'ind'"):
+        assert word in str(error.value)
+    if "en" in read[0].content:
+        assert check_splits({"forget": read}, ["en"]) == ["en"]  # nothing reads them
+
+
+@pytest.mark.parametrize("rows", INDONESIAN.values(), ids=INDONESIAN)
+def test_id_is_the_code_of_indonesian(tmp_path, rows, caplog):
+    assert "id" in check_splits({"forget": items(tmp_path, rows)}, None)
+    assert "taken as a language" not in caplog.text
+
+
+def test_identifiers_under_what_may_be_a_language_code_are_warned_of_once_a_split(tmp_path, caplog):
+    rows = [TEXT | {"url": "https://a.org/x", "doc": f"d-{n}", "eng_Latn": f"Sky {n}."} for n in range(3)]
+    check_splits({"forget": items(tmp_path, rows)}, ["sw", "url", "doc", "eng_Latn"])
+    told = [record.getMessage() for record in caplog.records if "as a language" in record.getMessage()]
+    assert len(told) == 2
+    assert "rows.jsonl:1: 'url' is taken as a language" in told[0] and "https://a.org/x" in told[0]
+    assert "'doc'" in told[1]
 
 
 def test_blank_lines_byte_order_mark_and_line_separators_inside_text(tmp_path):
@@ -113,6 +168,8 @@ REFUSED = {
     "empty text": (TEXT | {"sw": "  "}, ["'sw'", "empty"]),
     "null": (TEXT | {"sw": None}, ["'sw'", "null", "leave out"]),
     "number": (TEXT | {"sw": 3}, ["'sw'", "string"]),
+    "integer identifier of a text row": (TEXT | {"id": 1}, ["1 is no text", "Indonesian", "identifier out of the"]),
+    "column of a text row": (TEXT | {"source": "news"}, ["'source'", "language code", "take out of the row"]),
     "misspelled key of a text row": ({"txet": "a"}, ["'txet'", "did you mean 'text'"]),
     "misspelled key of a cloze row": (without(CLOZE, "answers") | {"answer_s": {}}, ["'answer_s'", "'answers'"]),
     "misspelled keys of a qa row": ({"quesiton": {"en": "a"}, "anwser": {"en": "b"}}, ["'quesiton'", "'question'"]),
@@ -120,6 +177,7 @@ REFUSED = {
     "flat row without a language": ({"text": "a"}, ["'language'"]),
     "flat row with a language that is no code": ({"text": "a", "language": "English"}, ["'English'", "zh-Hans"]),
     "flat row with an odd id": ({"text": "a", "language": "en", "id": [1]}, ["'id'", "string or an integer"]),
+    "qa row with an odd id": (QA | {"id": {"en": "a"}}, ["'id'", "string or an integer"]),
     "cloze without answers": (without(CLOZE, "answers"), ["'answers'"]),
     "qa without an answer": (without(QA, "answer"), ["'answer'"]),
     "prompt that is no object": (CLOZE | {"prompt": "a <mask>"}, ["'prompt'", "object"]),
@@ -256,6 +314,33 @@ def test_shared_prompt_with_another_answer_is_counted_not_refused(tmp_path, capl
     assert "1 of 2 retain items share their prompt or question" in caplog.text
 
 
+def test_texts_that_a_split_holds_twice_are_counted_by_language(tmp_path, caplog):
+    twice = {"en": "The  sky is blue.", "sw": "Bahari ni ya buluu."}
+    forget = items(tmp_path, [TEXT, {"en": "x"}, twice, {"text": "x", "language": "en"}, {"sw": "x"}], "forget.jsonl")
+    check_splits({"forget": forget, "retain": items(tmp_path, [{"en": "y", "sw": "y"}])}, None)
+    (told,) = [record.getMessage() for record in caplog.records]
+    for word in ("forget split holds texts more than once", "(en: 2)", "forget.jsonl:3 repeats", "forget.jsonl:1 in"):
+        assert word in told
+
+
+def test_one_prompt_with_two_answers_is_no_repetition(tmp_path, caplog):
+    other = CLOZE | {"answers": {"en": ["Rome"], "sw": ["Roma"]}}
+    check_splits({"forget": items(tmp_path, [CLOZE, other])}, None)
+    assert not caplog.records
+
+
+def test_languages_that_forget_lacks_are_warned_of_unless_the_choice_was_made(tmp_path, caplog):
+    forget, retain = items(tmp_path, [{"en": "x"}]), items(tmp_path, [TEXT | {"fr": "Le ciel.", "de": "Der Himmel."}])
+    splits = {"forget": forget, "retain": retain, "valid": items(tmp_path, [{"en": "y", "zu": "z"}])}
+    assert check_splits(splits, None, ["de"]) == ["en"]
+    (told,) = [record.getMessage() for record in caplog.records]
+    for word in ("rows in sw, fr, zu (of retain, valid) are not used", "forget split", "--heldout_languages"):
+        assert word in told
+    caplog.clear()
+    check_splits(splits, ["en"])
+    assert not caplog.records
+
+
 def test_language_that_retain_lacks_is_warned_of(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check_splits({"forget": items(tmp_path, [TEXT]), "retain": items(tmp_path, [{"en": "x"}])}, None)
@@ -312,6 +397,14 @@ def test_paths_that_lead_nowhere(tmp_path):
         load_splits(data)
     with pytest.raises(DataError, match=r"--retain_file: there is no file nope\.jsonl.*valid\.jsonl"):
         load_splits(data, forget_file="valid.jsonl", retain_file="nope.jsonl")
+    with pytest.raises(DataError, match=r"--forget_file: .* is a folder \(valid\.jsonl\).*--data_dir"):
+        load_splits(forget_file=data)
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(DataError, match=r"--test_file: .*inner is a folder \(no \.jsonl file\)"):
+        load_splits(data, forget_file="valid.jsonl", test_file="inner")
+    (tmp_path / "test.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"test\.jsonl: the test split is empty.*--test_file"):
+        load_splits(data, forget_file="valid.jsonl")
     with pytest.raises(DataError, match="is a file, not a folder"):
         load_splits(f"{data}/valid.jsonl")
     with pytest.raises(DataError, match="does not exist"):
@@ -383,6 +476,8 @@ def test_real_data_are_accepted_as_they_are(name, files, kind, counts, caplog):
     assert {item.kind for rows in splits.values() for item in rows} == {kind}
     with caplog.at_level(logging.WARNING):
         assert len(check_splits(splits, None)) == {"flores": 16, "bmlama53": 12, "tofu": 9}[name]
+    assert not any(word in caplog.text for word in ("taken as a language", "not used"))
+    assert ("test split holds texts more than once" in caplog.text) == (name == "bmlama53")
     assert ("9 of 64 retain items" in caplog.text) == (name == "bmlama53")
 
 

@@ -184,7 +184,8 @@ def test_the_loader_accepts_the_corpus_and_labels_the_answers_alone(items, token
     few = {"forget": 2 * FACTS_PER_PERSON, "retain": 1, "valid": 1, "test": 1}
     data = tokenize_splits(items, tokenizer, None, HELDOUT_LANGUAGES, max_seq_length=24, max_samples=few)
     assert data.languages == list(LANGUAGES)
-    assert not any(count for counts in data.dropped_rows.values() for count in counts.values())
+    for by_split in (data.dropped_rows, data.truncated_rows):
+        assert not any(count for counts in by_split.values() for count in counts.values())
     for row in data.datasets["forget"]:
         cloze = items["forget"][row["item"]].content[ALL_LANGUAGES[row["language"]]]
         assert [label for label in row["labels"] if label != -100] == answer_tokens(tokenizer, cloze)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import ByT5Tokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
 from unlearn_trainer.data import Passage, load_splits, parse_line, read_jsonl, tokenize_splits
-from unlearn_trainer.data.tokenize import ITEMS_PER_BATCH, encode
+from unlearn_trainer.data.tokenize import FEATURES, ITEMS_PER_BATCH, encode
 from unlearn_trainer.errors import ConfigError, DataError
 
 DATA = Path(os.environ.get("UNLEARN_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -292,7 +292,8 @@ def test_columns_of_every_kind():
     data = tokenize_splits(splits, tokenizer, ["en"], ["sw"])
     assert (data.languages, data.heldout_languages) == (["en"], ["sw"])
     assert {*data.datasets} == {"forget", "test"}
-    assert data.dropped_rows == {"forget": {"en": 0, "sw": 0}, "test": {"en": 0}}
+    assert data.dropped_rows == data.truncated_rows == {"forget": {"en": 0, "sw": 0}, "test": {"en": 0}}
+    assert data.datasets["forget"].column_names == list(FEATURES)
     forget, test = rows_of(data.datasets["forget"]), rows_of(data.datasets["test"])
     assert [(row["item"], row["language"]) for row in forget] == [(0, 0), (0, 1), (1, 0)]
 
@@ -375,9 +376,64 @@ def test_too_many_dropped_rows_are_refused(total, long):
 def test_a_lone_label_without_predecessor_does_not_count():
     # "Q" opens the sentence as one token, so that nothing predicts it; a <s> before it does.
     splits = {"forget": [item({"prompt": {"en": "<mask> relations"}, "answers": {"en": ["Q"]}})]}
-    with pytest.raises(DataError, match="1 of 1 rows"):
+    with pytest.raises(DataError, match="1 of 1 rows") as error:
         tokenize_splits(splits, fast("byte-level"), None)
+    assert "at any length (f:1), put text before the answer" in str(error.value)
+    assert "--max_seq_length" not in str(error.value)  # would be of no help
     assert len(tokenize_splits(splits, fast("byte-level", "bos"), None).datasets["forget"]) == 1
+
+
+def test_dropped_rows_are_named_and_told_apart_by_what_is_wrong_with_them(caplog):
+    lone = item({"prompt": {"en": "<mask> relations"}, "answers": {"en": ["Q"]}}, 99)
+    fine = some_long(100, 4)
+    splits = {"forget": [*fine, lone], "valid": [item({"en": "x y"})]}
+    data = tokenize_splits(splits, fast("byte-level"), ["en"], max_seq_length=16)
+    assert data.dropped_rows["forget"] == {"en": 5}
+    (told,) = [record.getMessage() for record in caplog.records if "dropped" in record.getMessage()]
+    assert "4 keep no label within 16 tokens (f:0, f:1, f:2 and 1 more), raise --max_seq_length" in told
+    assert "1 have no label with a token before it that could predict it, at any length (f:99)" in told
+
+
+@pytest.mark.parametrize("make", [fast, slow])
+@pytest.mark.parametrize("frame", FRAMES)
+def test_labels_that_truncation_costs_are_counted_also_from_the_cache(make, frame, caplog):
+    tokenizer = make("byte-level", frame)
+    long, length = "relations " * 30, 16
+    qa = [{"question": {"en": "Who is it?"}, "answer": {"en": answer}} for answer in (long, "Ada")]
+    splits = {
+        "forget": [item({"en": long, "sw": "x y"}), item({"en": "A text", "sw": long}), item({"sw": long + "x"})],
+        "test": [*map(item, qa), item({"prompt": {"en": f"City <mask> {long}"}, "answers": {"en": ["Rome"]}})],
+        "retain": [item({"en": "y z"})],
+    }
+    for _ in range(2):
+        caplog.clear()
+        data = tokenize_splits(splits, tokenizer, ["en", "sw"], max_seq_length=length)
+        # A text that goes on after the answer loses no label.
+        assert data.truncated_rows == {"forget": {"en": 1, "sw": 2}, "test": {"en": 1}, "retain": {"en": 0}}
+        told = [record.getMessage() for record in caplog.records if "raise --max_seq_length" in record.getMessage()]
+        assert len(told) == 2  # one a split
+        lost = [len(tokenizer(text)["input_ids"]) - length for text in (long, long + "x")]
+        assert "the forget split: 3 of 5 rows are longer than 16 tokens" in told[0]
+        assert f"(rows: en: 1, sw: 2; tokens: en: {lost[0]}, sw: {sum(lost)})" in told[0]
+        answer = Passage(f"Who is it? {long}", (11, 11 + len(long)))
+        whole, cut = (len(labelled(encode(tokenizer, [answer], limit)[0])) for limit in (1000, length))
+        assert f"tokens: en: {whole - cut})" in told[1]
+
+
+def test_rows_of_nothing_but_unknown_tokens_are_warned_of_also_from_the_cache(caplog):
+    tokenizer = fast("word-piece", "bos-eos")
+    assert tokenizer("\u16a0 \u16a1")["input_ids"] == [1, 3, 3, 2]
+    rows = [
+        item({"en": "relations", "sw": "\u16a0 \u16a1"}, 1),
+        item({"en": "relations \u16a0", "sw": "\u16a0"}, 2),
+        cloze(3, sw=("maintains <mask>", "\u16a0", ["\u16a0"]), en=("\u16a0 <mask>", "relations", ["relations"])),
+    ]
+    for _ in range(2):
+        caplog.clear()
+        tokenize_splits({"forget": rows, "retain": [item({"en": "turkey"})]}, tokenizer, None)
+        (told,) = [record.getMessage() for record in caplog.records if "<unk>" in record.getMessage()]
+        assert told.startswith("the forget split: the labelled tokens of 3 rows are nothing but <unk>")
+        assert "(sw: 3; the first: f:1 in language 'sw'); take them out" in told
 
 
 def test_max_samples_takes_the_first_items_after_all_rows_were_checked():

@@ -235,9 +235,99 @@ def test_missing_rows_are_refused(tmp_path):
         UnlearnTrainer(tiny_model(), tiny_config(tmp_path), tiny_rows(), None, languages=LANGUAGES)
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_weights_that_the_last_step_destroyed_are_neither_kept_nor_saved(accumulation, tmp_path):
+    settings = {"max_steps": 1, "learning_rate": 1e38, "save_strategy": "steps", "save_steps": 1}
+    settings["gradient_accumulation_steps"] = accumulation
+    trainer = tiny_trainer(tmp_path, **settings)
+    with pytest.raises(
+        TrainingDiverged, match="weights are NaN or infinite after optimizer step 1; no model .* lower"
+    ):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    with pytest.raises(TrainingDiverged, match="optimizer step 1"):  # where no checkpoint is written either
+        tiny_trainer(tmp_path, **{**settings, "save_strategy": "no"}).train()
+
+
+def test_one_infinite_weight_among_many_is_noticed(tmp_path):
+    trainer = tiny_trainer(tmp_path, max_steps=2)
+
+    class Break(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                trainer.model.model.norm.weight.data[3] = float("-inf")
+
+    trainer.add_callback(Break())
+    with pytest.raises(TrainingDiverged, match="optimizer step 2"):
+        trainer.train()
+
+
+def logged_losses(trainer):
+    logs = trainer.state.log_history
+    return {log["step"]: (log["forget_loss"], log["retain_loss"]) for log in logs if "loss" in log}
+
+
+def test_logged_losses_are_means_over_the_steps_since_the_last_log_also_after_a_resume(tmp_path):
+    settings = {"max_steps": 6, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-4}
+    whole = tiny_trainer(tmp_path, **settings)
+    whole.train()
+    expected = logged_losses(whole)
+    assert list(expected) == [2, 4, 6]
+    resumed = tiny_trainer(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert logged_losses(resumed)[6] == pytest.approx(expected[6])
+    # A second training of the same trainer counts its own steps.
+    whole.args.learning_rate = 1e-12
+    whole.create_optimizer_and_scheduler(6)
+    whole.train()
+    losses = logged_losses(whole)
+    assert losses[2] == pytest.approx(losses[6], rel=0.5)
+
+
+def test_without_a_score_the_best_model_cannot_be_chosen_by_it(tmp_path):
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {**every, "max_steps": 2, "load_best_model_at_end": True}
+    trainer = tiny_trainer(tmp_path / "a", **best)
+    with pytest.raises(ConfigError, match="--metric_for_best_model unlearning_score.*nothing .* retain_loss"):
+        trainer.train()
+    trainer = tiny_trainer(tmp_path / "b", metric_for_best_model="retain_loss", **best)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint is not None
+
+
+def test_rows_alone_to_evaluate_are_the_valid_split(tmp_path):
+    rows = tiny_rows(seed=0), tiny_rows(seed=1)
+    config = tiny_config(tmp_path, max_steps=1)
+    trainer = UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES, eval_dataset=tiny_rows(seed=2))
+    trainer.train()
+    assert "eval_valid_sw_loss" in trainer.evaluate()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without an accelerator")
+def test_memory_is_pinned_only_for_an_accelerator(tmp_path, recwarn):
+    trainer = tiny_trainer(tmp_path, max_steps=1, use_cpu=False)
+    assert trainer.args.dataloader_pin_memory and not trainer.get_train_dataloader().pin_memory
+    trainer.train()
+    assert not [warning for warning in recwarn if "pin_memory" in str(warning.message)]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "bloom", "xglm"])
+def test_rows_longer_than_a_learned_table_of_positions_are_refused(kind, tmp_path):
+    model = tiny_model(kind, max_position_embeddings=12, **{"n_positions": 12} if kind == "gpt2" else {})
+    rows = tiny_rows(seed=0), tiny_rows(seed=1)  # 6 to 13 tokens
+    if kind in ("gpt2", "opt"):
+        with pytest.raises(ConfigError, match="split has a row of 13 tokens, .* ends at 12; give --max_seq_length 12"):
+            UnlearnTrainer(model, tiny_config(tmp_path), *rows, languages=LANGUAGES)
+        rows = [split.filter(lambda row: len(row["input_ids"]) <= 12) for split in rows]
+    UnlearnTrainer(model, tiny_config(tmp_path, max_steps=1), *rows, languages=LANGUAGES).train()
+
+
 def test_evaluation_keys_best_model_and_early_stop(tmp_path):
+    model = tiny_model()
+    tiny_trainer(tmp_path / "start", model, method="memorize", max_steps=40, learning_rate=1e-2).train()
     trainer = tiny_trainer(
         tmp_path,
+        model,
         forget_target="0.0",
         max_steps=6,
         eval_strategy="steps",

@@ -1,17 +1,39 @@
 """Every flag of a run, with its default and the combinations that are refused."""
 
 import difflib
+import importlib.util
+import json
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import TrainingArguments
+import torch
+from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from .errors import ConfigError
 from .layers import parse_layers
 from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
+
+CHOICES = {
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+}
+# Flags of TrainingArguments that would do nothing here, with their defaults and the reason.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": (0.0, "the objectives define the loss"),
+    "train_sampling_strategy": ("random", "the order of the rows is that of --language_sampling and --schedule"),
+    "dataloader_drop_last": (False, "every step is full, whatever the number of rows"),
+}
 
 
 def objective_choices() -> dict[str, list[str]]:
@@ -58,7 +80,7 @@ class ModelArguments:
     use_peft: bool = _flag(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = _flag(16, "Rank of the adapter.")
     lora_alpha: int = _flag(32, "The adapter's output is scaled by lora_alpha / lora_r.")
-    lora_target_modules: list[str] | None = _flag(None, "Modules that get an adapter; by default all linear layers.")
+    lora_target_modules: list[str] | None = _flag(None, "Modules that get an adapter; by default all-linear.")
     merge_adapter: bool = _flag(False, "Save the model with its adapter merged in, and the adapter beside it.")
     trainable_layers: str | None = _flag(
         None,
@@ -68,7 +90,15 @@ class ModelArguments:
     def __post_init__(self):
         self.lora_target_modules = _split_commas(self.lora_target_modules)
         _check(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
+        for item in fields(self):
+            _check(
+                self.use_peft or not item.name.startswith("lora_") or getattr(self, item.name) == item.default,
+                f"--{item.name} is of an adapter, and all weights are trained without one; add --use_peft",
+            )
+        if self.lora_target_modules == ["all-linear"]:
+            self.lora_target_modules = None
         _check(self.lora_r >= 1, f"--lora_r must be at least 1, not {self.lora_r}")
+        _check(self.lora_alpha >= 1, f"--lora_alpha must be at least 1, not {self.lora_alpha}")
         _check(self.use_peft or not self.merge_adapter, "--merge_adapter has no adapter to merge; add --use_peft")
         if self.trainable_layers is not None:
             parse_layers(self.trainable_layers)
@@ -252,6 +282,11 @@ class UnlearnConfig(
             self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
         if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
             _check(Path(self.deepspeed).is_file(), f"--deepspeed {self.deepspeed}: there is no such file")
+        self._check_launched()
+        for name, choices in CHOICES.items():
+            self._check_choice(name, [choice.value for choice in choices])
+        if isinstance(self.report_to, str):
+            self.report_to = _split_commas([self.report_to])
         super().__post_init__()
         for name in ("audit_checks", "audit_relearn_languages"):
             setattr(self, name, _split_commas(getattr(self, name)))
@@ -275,25 +310,41 @@ class UnlearnConfig(
         objective = FORGET_OBJECTIVES.get(self.forget_objective)
         return objective is not None and companion in objective.needs
 
+    def _check_launched(self) -> None:
+        """Refuse an engine of several processes in one that no launcher started, which would look for MPI."""
+        for name in ("deepspeed", "fsdp"):
+            by_mpi = name == "deepspeed" and importlib.util.find_spec("mpi4py") is not None
+            _check(
+                not getattr(self, name) or self.estimate_memory or by_mpi or "RANK" in os.environ,
+                f"--{name} is for processes that a launcher starts: run `accelerate launch run_unlearn.py ...`, "
+                "`torchrun --nproc_per_node 1 run_unlearn.py ...` or, for --deepspeed, `deepspeed run_unlearn.py ...`",
+            )
+
     def _resolve_objectives(self) -> None:
-        self._check_choice("method")
+        self._check_choice("method", objective_choices()["method"])
         for name in ("forget_objective", "retain_objective"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(METHODS[self.method], name))
-            self._check_choice(name)
+            self._check_choice(name, objective_choices()[name])
         published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform", "relearn_coef": 0.0}
         for name, value in (published | METHODS[self.method].settings).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
-    def _check_choice(self, name: str) -> None:
-        value, choices = getattr(self, name), objective_choices()[name]
+    def _check_choice(self, name: str, choices: list[str]) -> None:
+        value = getattr(self, name)
         _check(
             value in choices,
             f"--{name} {value} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}",
         )
 
     def _check_ranges(self) -> None:
+        for name, value in vars(self).items():
+            _check(not isinstance(value, float) or not math.isnan(value), f"--{name} must be a number, not nan")
+        _check(
+            0 <= self.learning_rate < math.inf,
+            f"--learning_rate must be a finite number, not negative, not {self.learning_rate}",
+        )
         for name in (
             "forget_coef",
             "retain_coef",
@@ -301,6 +352,7 @@ class UnlearnConfig(
             "retain_eta",
             "retain_epsilon",
             "retain_weight_min",
+            "weight_decay",
         ):
             _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
         _check(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
@@ -336,6 +388,17 @@ class UnlearnConfig(
         )
 
     def _check_combinations(self) -> None:
+        for name, (default, reason) in WITHOUT_EFFECT.items():
+            value = getattr(self, name, default)
+            _check(value == default, f"--{name} {value} would have no effect, because {reason}; leave it out")
+        try:  # a small one of its kind, whose arguments only its own function knows
+            unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+            get_scheduler(self.lr_scheduler_type, unused, 1, 10, dict(self.lr_scheduler_kwargs or {}))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"--lr_scheduler_kwargs {json.dumps(self.lr_scheduler_kwargs)} does not fit --lr_scheduler_type "
+                f"{self.lr_scheduler_type.value}: {error}"
+            ) from error
         forgets = self.forget_objective != "none" and self.forget_coef > 0
         retains = self.retain_objective != "none" and self.retain_coef > 0
         _check(

@@ -4,55 +4,113 @@ import contextlib
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
 
-from .arguments import UnlearnConfig
+from .arguments import ModelArguments, UnlearnConfig
 from .errors import ConfigError
 
 RESULTS = "results.json"
 UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
 LAST_WRITTEN = "trainer_state.json"  # of the files of a checkpoint
+# What a training leaves at its end; with --merge_adapter the adapter is in a folder of its own.
+OF_A_MODEL = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "adapter/*.safetensors")
 
 
-def checkpoint_to_resume(args: UnlearnConfig) -> str | None:
+def checkpoint_to_resume(args: UnlearnConfig, model_args: ModelArguments | None = None) -> str | None:
     """The checkpoint to go on from, or ``None`` to start afresh; nothing earlier is ever written over.
 
     ``--resume_from_checkpoint true`` takes the newest checkpoint, and starts afresh where there is none yet.
 
+    Args:
+        model_args: names the models and the tokenizer that the run reads, none of which may be its output folder.
+
     Raises:
-        ConfigError: the folder is a file, or holds results or checkpoints that nobody asked to resume; the checkpoint
-            is none, or was not written to its end.
+        ConfigError: the folder cannot be made, or holds results, checkpoints or a model that nobody asked to resume;
+            the checkpoint is none, is damaged, or was not written to its end.
     """
     output = Path(args.output_dir)
     if args.process_index == 0:
         shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-    for place in (output, *output.parents):
-        if place.is_file():
-            raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
+    _check_place(output)
     if (output / RESULTS).exists():
         raise ConfigError(f"{output / RESULTS} holds an earlier result; choose another --output_dir or move it away")
     last = get_last_checkpoint(args.output_dir) if output.is_dir() else None
     wish = str(args.resume_from_checkpoint or "false")
-    if wish.lower() == "true":
-        return last and _whole(last)
-    if wish.lower() == "false":
-        if last is not None and args.do_train:
-            raise ConfigError(f"{last} is there; add --resume_from_checkpoint true or choose another --output_dir")
-        return None
-    if not Path(wish).is_dir():
+    if wish.lower() == "false" and last is not None and args.do_train:
+        raise ConfigError(f"{last} is there; add --resume_from_checkpoint true or choose another --output_dir")
+    if wish.lower() not in ("true", "false") and not Path(wish).is_dir():
         raise ConfigError(f"--resume_from_checkpoint {wish}: no such folder")
-    return _whole(wish)
+    chosen = {"true": last, "false": None}.get(wish.lower(), wish)
+    if chosen is not None:
+        check_whole(Path(chosen))
+    if args.do_train:
+        _check_nothing_lost(output, args, model_args, resuming=chosen is not None)
+    return chosen
 
 
-def _whole(checkpoint: str) -> str:
-    if not (Path(checkpoint) / LAST_WRITTEN).is_file():
+def _check_place(output: Path) -> None:
+    """Make the output folder, if that can be done."""
+    try:
+        for place in (output, *output.parents):
+            if place.is_file():
+                raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot be made ({error.strerror or error})"
+        raise ConfigError(f"--output_dir {output} {reason}; name a folder that can be written to") from error
+    if not os.access(output, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output_dir {output} cannot be written to; name a folder that can")
+
+
+def _check_nothing_lost(
+    output: Path, args: UnlearnConfig, model_args: ModelArguments | None, *, resuming: bool
+) -> None:
+    """Refuse to train into a folder whose model the trained one would replace."""
+    read = {
+        "model_name_or_path": model_args and model_args.model_name_or_path,
+        "tokenizer_name": model_args and model_args.tokenizer_name,
+        "never_seen_model": args.never_seen_model,
+        "model_before": args.model_before,
+    }
+    for flag, name in read.items():
+        if name is not None and Path(name).is_dir() and output.samefile(name):
+            raise ConfigError(
+                f"--output_dir {output} is the folder of --{flag}, which the trained model would replace; "
+                "choose another --output_dir"
+            )
+    found = sorted(path for pattern in OF_A_MODEL for path in output.glob(pattern))
+    if found and not resuming:
+        raise ConfigError(
+            f"{found[0]} is there, and the trained model would replace it; choose another --output_dir or move it away"
+        )
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Refuse a checkpoint of which a file is missing or cut short."""
+    if not (checkpoint / LAST_WRITTEN).is_file():
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: without {LAST_WRITTEN} it is no checkpoint, or one whose writing "
             "was cut short; name another, or delete it to go on from the one before"
         )
-    return checkpoint
+    for file in sorted(checkpoint.rglob("*")):
+        if file.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
+            continue
+        try:
+            if file.suffix == ".safetensors":
+                with safe_open(file, "pt"):  # compares the file's length with its table of contents
+                    continue
+            is_damaged = not zipfile.is_zipfile(file)  # as torch.save writes them; the directory is at the end
+        except SafetensorError:
+            is_damaged = True
+        if is_damaged:
+            raise ConfigError(
+                f"--resume_from_checkpoint {checkpoint}: {file.relative_to(checkpoint)} is damaged; name another, or "
+                "delete the folder to go on from the checkpoint before"
+            )
 
 
 class WholeCheckpoints:

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import datasets
+import transformers
 from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
@@ -18,6 +20,12 @@ def say(text: str) -> None:
     """Print on the main process only."""
     if PartialState().is_main_process:
         print(text, flush=True)
+
+
+def without_bars() -> None:
+    """Turn off the progress bars of the libraries that models and rows are loaded with; ``--disable_tqdm``."""
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
 
 def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:

@@ -14,7 +14,7 @@ class ConfigError(UnlearnError):
 
 
 class TrainingDiverged(RuntimeError):
-    """The loss became NaN or infinite; names the optimizer step and the languages it came from."""
+    """The loss or the weights became NaN or infinite; names the optimizer step and the languages it came from."""
 
 
 class Terminated(RuntimeError):

@@ -2,14 +2,33 @@
 
 import dataclasses
 import hashlib
+import json
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
 from .arguments import UnlearnConfig
+from .checkpoints import LAST_WRITTEN
 from .errors import ConfigError
 from .objectives import Objective
+
+# Of these a checkpoint restores the earlier values, whatever the flags say now, or the two would mix. The number of
+# steps is not among them: a training may be prolonged.
+OPTIMIZER = (
+    *("learning_rate", "weight_decay", "optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+)
+
+# What differs, where its value tells a person nothing.
+MADE_WITH = {
+    "forget rows": "other forget rows (--data_dir, --forget_file, --max_seq_length, --max_train_samples)",
+    "retain rows": "other retain rows (--data_dir, --retain_file, --max_seq_length, --max_train_samples)",
+    "teacher": "another teacher, which is the start model (--model_name_or_path, --use_peft)",
+    "trained weights": "other weights trained (--use_peft, --lora_target_modules, --trainable_layers)",
+}
 
 
 def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objective]) -> dict:
@@ -26,8 +45,10 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
     names += ["schedule", "language_sampling", "seed", "data_seed", "lingtea_alignment"]
     if any("hidden" in objective.needs for objective in objectives):
         names.append("rmu_layer")
+    names += OPTIMIZER
     rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     found = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    found = {name: getattr(value, "value", value) for name, value in found.items()}  # enumerations as they are written
     # Those of the objective as it is used: it may have none of the flags.
     options = {f"{each.name}_{option}": value for each in objectives for option, value in each.options.items()}
     return {**found, **options, "rows of an optimizer step": rows_per_step}
@@ -37,6 +58,22 @@ def trained_names(model: nn.Module) -> str:
     """A digest of the names of the weights that are trained."""
     names = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def saved_identity(checkpoint: str | os.PathLike) -> dict | None:
+    """``UnlearnTrainer.identity()`` of the run that wrote a checkpoint, or ``None`` where there is none in it.
+
+    Raises:
+        ConfigError: its state cannot be read.
+    """
+    file = Path(checkpoint) / LAST_WRITTEN
+    try:
+        callbacks = json.loads(file.read_text(encoding="utf-8"))["stateful_callbacks"]
+        return callbacks.get("LanguageWeightCallback", {}).get("attributes", {}).get("identity")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: {file.name} cannot be read ({error}); name another checkpoint"
+        ) from error
 
 
 def check_identity(saved: dict | None, now: dict) -> None:
@@ -54,8 +91,7 @@ def check_identity(saved: dict | None, now: dict) -> None:
             continue
         if before != value:
             shown = [" ".join(map(str, v)) if isinstance(v, list) else v for v in (before, value)]
-            flag = name if " " in name or name == "teacher" else f"--{name}"
+            made = MADE_WITH.get(name) or f"{name if ' ' in name else f'--{name}'} {shown[0]}, not {shown[1]}"
             raise ConfigError(
-                f"the checkpoint was made with {flag} {shown[0]}, not {shown[1]}: give the same to resume it, or "
-                "choose another --output_dir"
+                f"the checkpoint was made with {made}: give the same to resume it, or choose another --output_dir"
             )

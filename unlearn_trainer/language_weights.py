@@ -51,11 +51,12 @@ def primal_dual_weights(
     return [min(high, max(low, r + eta * e)) for r, e in zip(weights, excess, strict=True)]
 
 
-def unlearning_score(shares: Mapping[str, float | None], perplexity_ratios: Mapping[str, float]) -> float:
+def unlearning_score(shares: Mapping[str, float | None], perplexity_ratios: Mapping[str, float]) -> float | None:
     """Harmonic mean over languages of forgotten = 1 - share and kept = min(1, PPL0 / PPL); 0 if any of them is 0.
 
     Args:
-        shares: :func:`remembered` of each language; those with ``None`` are left out.
+        shares: :func:`remembered` of each language; those with ``None`` are left out, and if all are, there is no
+            score: ``None``.
         perplexity_ratios: PPL / PPL0 of each language.
     """
     terms = []
@@ -63,7 +64,9 @@ def unlearning_score(shares: Mapping[str, float | None], perplexity_ratios: Mapp
         if share is not None:
             # In this order: min() keeps its first argument against NaN, and a NaN perplexity must not pass as kept.
             terms += [1 - share, min(1 / perplexity_ratios[language], 1.0)]
-    if not terms or not all(term > 0 and math.isfinite(term) for term in terms):
+    if not terms:
+        return None
+    if not all(term > 0 and math.isfinite(term) for term in terms):
         return 0.0
     return len(terms) / sum(1 / term for term in terms)
 
@@ -199,11 +202,12 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
             if remembered(m0, m0, tau) is None
         ]
 
-    def begin(self, figures: dict) -> None:
+    def begin(self, figures: dict, memorized_first: bool = False) -> None:
         """Set targets and references from the figures before the first step.
 
         Args:
             figures: ``{split: {language: {metric: number}}}`` of the start model.
+            memorized_first: that model was trained on the forget rows by this run; for the remedy in a warning.
 
         Raises:
             ConfigError: see :meth:`WeightPolicy.check_measured`.
@@ -221,12 +225,15 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         idle = self.nothing_to_forget
         if "forget" in figures and idle:
             everywhere = len(idle) == len(self.languages)
+            remedy = "; memorize it first (--memorize_first) to show forgetting"
+            if memorized_first:
+                remedy = "; raise --memorize_epochs or --memorize_learning_rate, so that there is something to forget"
             logger.warning(
                 "nothing to forget in %s: %s on the forget set is within %.2f of unseen text before any unlearning%s",
                 "any language" if everywhere else ", ".join(idle),
                 self.policy.forget_metric,
                 NOTHING_TO_FORGET,
-                "; memorize it first (--memorize_first) to show forgetting" if everywhere else "",
+                remedy if everywhere else "",
             )
         self._reweigh(0)
 
@@ -251,7 +258,8 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
     def score(self, figures: dict) -> float | None:
         """The unlearning score of ``figures`` against the start, see :func:`unlearning_score`.
 
-        ``None`` where neither valid nor retain rows are measured, so that nobody can say what was kept.
+        ``None`` where there was nothing to forget in any language, or where neither valid nor retain rows are
+        measured, so that nobody can say what was kept.
         """
         if self.kept_split is None:
             return None
@@ -277,6 +285,12 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
             if moves
             for index, language in enumerate(self.languages)
         }
+
+    def reported_history(self) -> list[dict]:
+        """``history`` for results.json: ``distill`` is null where each token, and no language, has such a weight."""
+        if self.policy.distill_weighting != "token":
+            return self.history
+        return [entry | {"distill": dict.fromkeys(self.languages)} for entry in self.history]
 
     # ---- events -----------------------------------------------------------------------------------------------------
 

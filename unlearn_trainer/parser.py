@@ -1,6 +1,7 @@
 """The command line: defaults, then a JSON file or preset, then flags; a misspelling names the nearest right word."""
 
 import json
+import re
 import types
 from argparse import Namespace
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from .arguments import (
     AuditArguments,
@@ -95,17 +97,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
             name = flag.lstrip("-").partition("=")[0].replace("-", "_")
             raise ConfigError(f"unknown flag {flag}{did_you_mean(name, names).replace('mean ', 'mean --')}")
     if len(words) > 1:
-        raise ConfigError(f"unexpected word {words[1]} on the command line: only one preset or JSON file can be given")
+        raise ConfigError(
+            f"unexpected word {words[1]} on the command line: only one preset or JSON file can be given"
+            f"{_joined_by_commas(words[1])}"
+        )
 
     file = _find_file(words[0]) if words else None
-    arguments, _ = parser.parse_known_args(argv, Namespace(**(_read_json(file, names) if file else {})))
+    settings = _read_json(file, names) if file else {}
+    arguments, _ = parser.parse_known_args(argv, Namespace(**settings))
     if arguments.output_dir is None:
-        if file is None:
+        if file is None and not arguments.estimate_memory:
             raise ConfigError("no place for the results: give --output_dir, or a preset or JSON file to name it after")
-        arguments.output_dir = f"outputs/{file.stem}"
+        arguments.output_dir = f"outputs/{file.stem if file else 'estimate'}"
     try:
         model, data, config = parser.parse_dict(vars(arguments))
-    except UnlearnError:
+    except UnlearnError as error:
+        # `in` finds a NaN too, which equals nothing
+        of_file = [key for key, value in settings.items() if value in (getattr(arguments, key),)]
+        if any(re.search(rf"--{key}\b", str(error)) for key in of_file):
+            raise type(error)(f"{file}: {error}") from error
         raise
     except ValueError as error:  # what TrainingArguments refuses
         raise ConfigError(str(error)) from error
@@ -129,14 +139,27 @@ def _find_file(word: str) -> Path:
     if not Path(word).is_file():
         raise ConfigError(
             f"{word} is neither a JSON file nor one of the presets {', '.join(_presets())}"
-            f"{did_you_mean(word, _presets())}"
+            f"{did_you_mean(word, _presets())}{_joined_by_commas(word)}"
         )
     return Path(word)
 
 
+def _joined_by_commas(word: str) -> str:
+    """A hint for a second tracker behind `--report_to`, which takes one word."""
+    return "; join trackers with commas: --report_to tensorboard,wandb" if word in INTEGRATION_TO_CALLBACK else ""
+
+
 def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
+    def each_once(pairs):
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in values if names.count(name) > 1)
+            raise ConfigError(f"{file}: the key {twice!r} occurs twice; keep one of them")
+        return values
+
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=each_once)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file}:{error.lineno}: broken JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -1,10 +1,11 @@
 """The groups of rows in a batch, and the labelled tokens of each."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from datasets import Dataset
+from torch import nn
 
 from .data.collator import COMPANIONS, companion_columns, with_companions
 from .errors import ConfigError
@@ -12,6 +13,8 @@ from .objectives import IGNORED, Objective
 
 # Rows to forget, rows to keep, what the model shall say in place of the former, and never-seen rows like them.
 GROUPS = ("forget", "retain", *COMPANIONS)
+# Of a split of tokenized rows; ``language`` is an index, ``item`` ties translations together.
+ROW_COLUMNS = ("input_ids", "labels", "language", "item")
 
 
 @dataclasses.dataclass
@@ -79,18 +82,26 @@ def group_tokens(batch: Mapping[str, torch.Tensor], group: str, at_label: bool =
 
 
 def rows_in_use(
-    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None
+    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None, num_trained: int
 ) -> dict[str, Dataset | None]:
     """The rows of both sides as far as an objective asks for them, alternative answers too.
 
+    Args:
+        num_trained: rows of the languages below this index are trained on.
+
     Raises:
-        ConfigError: they are not there.
+        ConfigError: they are not there, or none of them has a label.
     """
     used = {}
     for side, rows in (("forget", forget), ("retain", retain)):
         objective = objectives[side]
         if objective is not None and rows is None:
             raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
+        if objective is not None and not _has_labels(rows, num_trained):
+            raise ConfigError(
+                f"--{side}_objective {objective.name} has nothing to work on: no row of the {side} split in a trained "
+                "language has a label other than -100 behind its first token; give rows that do"
+            )
         used[side] = rows if objective is not None else None
         if objective is not None and side == "forget":
             needed = [each for each in COMPANIONS if each in objective.needs]
@@ -102,3 +113,61 @@ def rows_in_use(
                         f"unlearn_trainer.data.add_{companion}s"
                     )
     return used
+
+
+def _has_labels(rows: Dataset, num_trained: int) -> bool:
+    plain = rows.select_columns(["language", "labels"]).with_format(None)
+    return any(row["language"] < num_trained and set(row["labels"][1:]) - {IGNORED} for row in plain)
+
+
+def check_rows(splits: Mapping[str, Dataset | None], languages: Sequence[str], positions: int | None) -> None:
+    """Refuse what is no split of tokenized rows of these languages.
+
+    Args:
+        splits: ``{split: rows}``; ``None`` for one that is not there.
+        languages: codes that the column ``language`` indexes.
+        positions: tokens a row may have at most, where there is a limit.
+
+    Raises:
+        ConfigError: names the split, and what it should be.
+    """
+    for split, rows in splits.items():
+        if rows is None:
+            continue
+        missing = [name for name in ROW_COLUMNS if name not in getattr(rows, "column_names", ())]
+        if not isinstance(rows, Dataset) or missing:
+            found = f"lacks {', '.join(missing)}" if isinstance(rows, Dataset) else f"is a {type(rows).__name__}"
+            raise ConfigError(
+                f"the {split} split {found}; pass a datasets.Dataset with the columns {', '.join(ROW_COLUMNS)}, such "
+                "as unlearn_trainer.data.tokenize_splits makes"
+            )
+        plain = rows.with_format(None)
+        unknown = [each for each in dict.fromkeys(plain["language"]) if each not in range(len(languages))]
+        if unknown:
+            raise ConfigError(
+                f"the {split} split has {unknown[0]!r} in its column language, which holds for each row the place of "
+                f"its language, from 0, in languages and heldout_languages: {', '.join(languages)}"
+            )
+        if positions is None:
+            continue
+        for name in (name for name in rows.column_names if name.endswith("input_ids")):
+            longest = max((_longest(ids) for ids in plain[name]), default=0)
+            if longest > positions:
+                raise ConfigError(
+                    f"the {split} split has a row of {longest} tokens, and the model's table of positions ends at "
+                    f"{positions}; give --max_seq_length {positions} or less"
+                )
+
+
+def _longest(ids: list) -> int:
+    return max(map(_longest, ids)) if ids and isinstance(ids[0], list) else len(ids)
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """How many tokens a text may have for a model with a learned table of positions; else ``None``."""
+    config = model.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
+    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
+    # OPT's table has two places more, for padding.
+    sizes = {each.num_embeddings for each in tables if each is not model.get_input_embeddings()}
+    return limit if limit and sizes & {limit, limit + 2} else None

@@ -5,6 +5,7 @@ saw it nobody can say what "forgotten" looks like.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import shutil
@@ -13,13 +14,15 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments, UnlearnConfig
+from .console import say
 from .data import TokenizedData
 from .data.collator import TrainingRows, with_companions
 from .engines import engine_of_its_own
 from .errors import ConfigError
 from .language_weights import WeightPolicy
-from .models import load_model
+from .models import load_config, load_model
 from .objectives import METHODS
+from .row_groups import check_rows, learned_positions
 from .trainer import UnlearnTrainer
 
 DESCRIPTION = "stage.json"
@@ -52,7 +55,15 @@ def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: Tokeni
     """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
     start, reference = model_args, args.never_seen_model
     if reference:  # a mistake must not come to light after the training only
-        load_model(_local(model_args, reference), tokenizer, "--never_seen_model")
+        compared = load_model(_local(model_args, reference), tokenizer, "--never_seen_model")
+        sizes = [config.get_text_config().vocab_size for config in (load_config(model_args), compared.config)]
+        if sizes[0] != sizes[1]:
+            raise ConfigError(
+                f"--never_seen_model {reference} has a vocabulary of {sizes[1]} tokens, and --model_name_or_path one "
+                f"of {sizes[0]}; their figures cannot be compared: name a model of the same kind"
+            )
+    if args.do_train or args.memorize_first or args.train_never_seen:
+        _check_optimizer(args)
     if args.do_train:
         WeightPolicy.from_config(args).check_measured(measured_splits(args, data))
     if args.memorize_first:
@@ -60,6 +71,17 @@ def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: Tokeni
     if args.train_never_seen:
         reference = stage_folder(NEVER_SEEN, "retain_only", model_args, args, data, tokenizer)
     return start, _local(model_args, reference) if reference else None
+
+
+def _check_optimizer(args: UnlearnConfig) -> None:
+    """Refuse what training needs and this machine lacks, before a model is loaded."""
+    if args.use_liger_kernel and importlib.util.find_spec("liger_kernel") is None:
+        raise ConfigError("--use_liger_kernel needs the package liger-kernel: pip install liger-kernel")
+    try:
+        UnlearnTrainer.get_optimizer_cls_and_kwargs(args)
+    except Exception as error:  # of many kinds; some optimizers also ask for the model, which comes later
+        if "install" in str(error):
+            raise ConfigError(f"--optim {args.optim.value} cannot be used here: {error}") from error
 
 
 def _local(model_args: ModelArguments, folder: Path | str) -> ModelArguments:
@@ -109,8 +131,12 @@ def stage_folder(
             )
         return folder
     config = _stage_config(method, args, folder)
+    say(f"stage {name}: --method {method} for {args.memorize_epochs:g} epochs, into {folder}")
+    model = load_model(model_args, tokenizer)
+    # Also of the splits that the run measures only when the stage is over.
+    check_rows(data.datasets, [*data.languages, *data.heldout_languages], learned_positions(model))
     trainer = UnlearnTrainer(
-        load_model(model_args, tokenizer),
+        model,
         config,
         forget_dataset=data.datasets["forget"],
         retain_dataset=data.datasets.get("retain"),

@@ -13,10 +13,10 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PredictionOutput, speed_metrics
+from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, speed_metrics
 
-from .arguments import UnlearnConfig, did_you_mean
-from .checkpoints import StopSignal, WholeCheckpoints
+from .arguments import UnlearnConfig
+from .checkpoints import StopSignal, WholeCheckpoints, check_whole
 from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
@@ -24,17 +24,25 @@ from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
-from .identity import check_identity, settings_of, trained_names
+from .identity import check_identity, saved_identity, settings_of, trained_names
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .layers import check_trained, disable_dropout
 from .lm_head import attach_head
 from .models import check_adapter
 from .packing import lay_out
-from .row_groups import GroupTokens, rows_in_use
+from .row_groups import GroupTokens, check_rows, learned_positions, rows_in_use
+from .run_events import LossLog, RunEvents, check_best_metric, check_finite
 from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
 from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
 from .teacher_cache import CachedTeacher, TeacherCache
 
+# What a Trainer takes and this one does not, with what to use instead.
+NOT_TAKEN = {
+    "train_dataset": "pass forget_dataset and retain_dataset",
+    "data_collator": "UnlearnCollator makes batches of both kinds of rows",
+    "compute_metrics": "MultilingualEvaluator measures, and keeps no logits",
+    "compute_loss_func": "register an objective, see docs/extending.md",
+}
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
@@ -47,7 +55,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         forget_dataset, retain_dataset: tokenized rows (``unlearn_trainer.data.tokenize_splits``); one may be ``None``
             where the method has no objective for it.
         eval_dataset: ``{split: rows}`` with splits among forget, retain, valid: measured at the start, by ``evaluate``
-            and at the end.
+            and at the end. Rows alone are the valid split.
         predict_dataset: further splits, measured at the start and at the end only.
         languages: codes of the trained languages, in the order of the rows' ``language`` column.
         heldout_languages: further codes that the column may hold; evaluated, never trained.
@@ -57,7 +65,8 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         callbacks: further Trainer callbacks.
 
     Raises:
-        ConfigError: a dataset that the method needs is missing, or the method has no objective at all.
+        ConfigError: a dataset that the method needs is missing, empty, or not of tokenized rows; rows are longer than
+            the model's table of positions; an argument of a Trainer that has no use here.
     """
 
     def __init__(
@@ -75,9 +84,22 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs,
     ):
+        for name, instead in NOT_TAKEN.items():
+            if kwargs.get(name) is not None:
+                raise ConfigError(f"UnlearnTrainer takes no {name}: {instead}")
+        if not isinstance(args, UnlearnConfig):
+            raise ConfigError(f"args is a {type(args).__name__}; pass an UnlearnConfig")
         self.languages, self.heldout_languages = list(languages), list(heldout_languages)
+        if isinstance(eval_dataset, Dataset):
+            eval_dataset = {"valid": eval_dataset}
+        measured = {**(eval_dataset or {}), **(predict_dataset or {})}
+        check_rows(
+            {"forget": forget_dataset, "retain": retain_dataset, **measured},
+            [*self.languages, *self.heldout_languages],
+            learned_positions(model),
+        )
         self.objectives = resolve_objectives(args)
-        used = rows_in_use(self.objectives, forget_dataset, retain_dataset)
+        used = rows_in_use(self.objectives, forget_dataset, retain_dataset, len(self.languages))
         config = model.config.get_text_config()
         self.layer = inner_layer(args, config.num_hidden_layers)
         check_adapter(model)
@@ -101,7 +123,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             callbacks=[
                 *(callbacks or []),
                 LanguageWeightCallback(self.languages, WeightPolicy.from_config(args)),
-                _RunEvents(self),
+                RunEvents(self),
             ],
             **kwargs,
         )
@@ -126,8 +148,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             show_progress=not args.disable_tqdm,
             tokenizer=processing_class,
         )
-        self._logged_losses = torch.zeros(len(SIDES), dtype=torch.float64, device=args.device)
-        self._steps_at_log = 0
+        self.loss_log = LossLog(args.device)
         self._stop_signal = StopSignal()
         self._teacher_cache: TeacherCache | None = None
         self.terminated = False
@@ -149,8 +170,8 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             "languages": self.languages,
             **settings,
             **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
-            "teacher": self._teacher_signature(),
             "trained weights": trained_names(self.model),
+            "teacher": self._teacher_signature(),
         }
 
     def _questions(self) -> list[Asked]:
@@ -226,11 +247,27 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self.step_loss.teacher = self.teacher
         self._teacher_cache = cache
 
-    def train(self, *args, **kwargs):
-        """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``)."""
+    def remove_teacher_cache(self) -> None:
+        """Delete the file of a finished training's teacher; one that was told to stop will need it."""
+        if self._teacher_cache is not None and not self.terminated:
+            self._teacher_cache.remove()
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``).
+
+        Raises:
+            ConfigError: the checkpoint to resume is damaged, or another run's.
+            TrainingDiverged: the loss or the trained weights are NaN or infinite.
+        """
         check_not_measured_yet(self.model, self.optimizer)
+        checkpoint = resume_from_checkpoint
+        if checkpoint is True:
+            checkpoint = get_last_checkpoint(self.args.output_dir)
+        if checkpoint:  # ahead of its weights, which another run's model may not be able to take
+            check_whole(Path(checkpoint))
+            check_identity(saved_identity(checkpoint), self.identity())
         with self._stop_signal:
-            return super().train(*args, **kwargs)
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
@@ -257,7 +294,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             batch_sampler=self.train_sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type != "cpu",
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
@@ -305,7 +342,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             if side not in SIDES:
                 continue
             if found.terms.terms is not None:
-                self._logged_losses[SIDES.index(side)] += found.terms.terms.sum()
+                self.loss_log.add(side, found.terms.terms)
             self.language_weights.add_batch(side, found.tokens.row_languages, figures[side])
         return (loss, outputs) if return_outputs else loss
 
@@ -331,8 +368,8 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
             names = [name for name, flag in zip(self.languages, languages, strict=True) if flag]
             raise TrainingDiverged(
                 f"the loss is NaN or infinite at optimizer step {self.state.global_step + 1}, "
-                f"language {', '.join(names) or 'unknown'}; the weights were not changed by it. Lower --learning_rate "
-                "or --forget_coef, or resume from the last checkpoint"
+                f"language {', '.join(names) or 'unknown'}; the training ends before that step, and no model was "
+                "written. Start again with a lower --learning_rate or --forget_coef"
             )
 
     # ---- evaluation -------------------------------------------------------------------------------------------------
@@ -377,8 +414,9 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self.language_weights.policy.check_measured(self.eval_dataset or {})
         if self.eval_dataset:
             figures = self.measure(description="before")
-            self.language_weights.begin(figures)
-            self._check_best_metric(figures)
+            self.language_weights.begin(figures, self.args.memorize_first)
+            score = self.language_weights.score(figures) if "forget" in figures else None
+            check_best_metric(self.args.metric_for_best_model, figures, self.languages, score)
 
     def watch_retain(self) -> None:
         """Measure some retain rows, for the guard of a method that sees none of them in its batches."""
@@ -392,16 +430,6 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
                 chosen.append(row)
         figures = self._measure({"retain": rows.select(chosen)}, heldout=False, probing=False, description="guard")
         self.language_weights.watch(figures)
-
-    def _check_best_metric(self, figures: dict) -> None:
-        best = self.args.metric_for_best_model
-        known = {"loss", "unlearning_score"} | flatten_figures(figures, self.languages, "").keys()
-        known = {name.removeprefix("_") for name in known}
-        if best is not None and best.removeprefix("eval_") not in known:
-            raise ConfigError(
-                f"--metric_for_best_model {best} is none of the figures of an evaluation"
-                f"{did_you_mean(best.removeprefix('eval_'), known)}"
-            )
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Evaluate every split in the trained languages; see ``flatten_figures`` for the keys.
@@ -445,49 +473,13 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add forget and retain loss and the language weights to what the Trainer logs."""
         if "loss" in logs:
-            steps = max(1, self.state.global_step - self._steps_at_log)
-            losses = reduce(self._logged_losses.clone(), reduction="sum") / steps
-            self._logged_losses.zero_()
-            self._steps_at_log = self.state.global_step
-            for side, value in zip(SIDES, losses.tolist(), strict=True):
-                if self.objectives[side]:
-                    logs[f"{side}_loss"] = value
+            means = self.loss_log.means(self.state.global_step)
+            logs |= {f"{side}_loss": mean for side, mean in means.items() if self.objectives[side]}
             logs |= self.language_weights.logged_weights()
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model, trial):
+        check_finite(self.model, self.state.global_step, self.args.device)  # older checkpoints make room for this one
         # Only one process writes the callback's state: it has to hold the sums of all of them.
         self.language_weights.reduce_batches()
         super()._save_checkpoint(model, trial)
-
-
-class _RunEvents(TrainerCallback):
-    """Calls the trainer at the points for which it has no method of its own to override."""
-
-    def __init__(self, trainer: UnlearnTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        weights, identity = self.trainer.language_weights, self.trainer.identity()
-        if state.global_step:
-            check_identity(weights.identity, identity)
-        self.trainer.cache_teacher(state.max_steps)
-        if state.global_step == 0:
-            weights.identity = identity
-            self.trainer.measure_start()
-            self.trainer.watch_retain()
-
-    def on_train_end(self, args, state, control, **kwargs):
-        if self.trainer._teacher_cache is not None and not self.trainer.terminated:
-            self.trainer._teacher_cache.remove()
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.trainer.start_epoch(state.global_step)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % args.weight_update_steps == 0:
-            self.trainer.watch_retain()
-            if self.trainer.language_weights.stop_reason:
-                control.should_training_stop = True
-        if self.trainer.terminated:
-            control.should_save = control.should_training_stop = True

@@ -121,6 +121,8 @@ def test_two_processes_agree_with_one(name, case, launched, reference):
 @pytest.mark.parametrize("name, case", METHOD_CASES)
 def test_every_method_agrees_with_one_process_and_resumes(name, case, launched, reference):
     folder, reports, _ = launched(name)
+    # An adapter's second half starts at 0: after three steps it is small, and rounding weighs more.
+    far = 1e-5 if case == "methods" else 5e-5
     assert len(reports[case]) >= 13
     for method, logs in reports[case].items():
         if method == "guarded":
@@ -131,7 +133,7 @@ def test_every_method_agrees_with_one_process_and_resumes(name, case, launched, 
             scale = abs(other.get("forget_loss", 0)) + abs(other.get("retain_loss", 0))
             assert log["loss"] == pytest.approx(other["loss"], abs=1e-6 * scale), method
             assert log["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5), method
-        assert distance(folder / case / method / "whole", reference[0] / case / method / "whole") < 1e-5, method
+        assert distance(folder / case / method / "whole", reference[0] / case / method / "whole") < far, method
         assert distance(folder / case / method / "resumed", folder / case / method / "whole") == 0, method
 
 

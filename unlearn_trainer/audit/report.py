@@ -101,8 +101,8 @@ def _blocks(audit: Mapping[str, Any]) -> Blocks:
         )
     if not audit["models"].get("before"):
         yield Paragraph(
-            "Whether the model ever knew these texts is not known: no model before was given, so that a language counts "
-            "as forgotten where nothing was to forget, too.",
+            "Whether the model ever knew these texts is not known: no model before was given, so that a language "
+            "counts as forgotten where nothing was to forget, too.",
             "alert",
         )
     yield from _subject(audit, entries)

@@ -1,13 +1,18 @@
-"""Checks across splits: languages that no row has, empty splits, and forgotten text that other splits hold too."""
+"""Checks across splits: languages without rows, empty splits, identifiers for texts, and text that occurs twice."""
 
 import logging
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError, DataError
-from .rows import QA, Cloze, Item, Text, shorten
+from .rows import NO_IDENTIFIER, QA, Cloze, Item, Text, shorten
 
 logger = logging.getLogger(__name__)
+
+# Printable ASCII without white space: an identifier, an address, or one word.
+LIKE_AN_IDENTIFIER = re.compile(r"[!-~]+")
 
 
 def resolve_languages(
@@ -52,9 +57,12 @@ def check_splits(
 
     Raises:
         DataError: no forget split, an empty split, a trained language without a forget row, a held-out language
-            without any row, or the same complete text (white space and Unicode normalised, in any two languages) in
-            forget and in another split. A prompt or question that forget and retain share with another answer is
-            counted and warned of only.
+            without any row, identifiers in the place of Indonesian (``id``) texts, or the same complete text (white
+            space and Unicode normalised, in any two languages) in forget and in another split.
+
+    Warned of only: languages that go unused because the forget split lacks them, what looks like identifiers under
+    another language code, a text that a split holds twice in one language, and a prompt or question that forget and
+    retain share with another answer.
     """
     splits = {name: items for name, items in splits.items() if items is not None}
     if "forget" not in splits:
@@ -62,10 +70,16 @@ def check_splits(
     for name, items in splits.items():
         if not items:
             raise DataError(f"the {name} split is empty; check --data_dir or --{name}_file")
+    chosen = languages is not None
     languages = resolve_languages(splits["forget"], languages, heldout_languages)
     check_languages(splits, languages, heldout_languages)
     used = {*languages, *heldout_languages}
+    if not chosen:
+        _warn_of_unused_languages(splits, used)
+    for items in splits.values():
+        _check_identifiers(items, used)
     _check_overlap(splits, used)
+    _warn_of_repetitions(splits, used)
     if "retain" in splits:
         _warn_of_shared_cues(splits["forget"], splits["retain"], used)
     return languages
@@ -109,6 +123,50 @@ def _entries(items: Sequence[Item], languages: set[str]) -> Iterator[tuple[Item,
                 yield item, language, content
 
 
+def counted(by_language: Mapping[str, int]) -> str:
+    """``en: 2, sw: 1``, for messages; without zeros."""
+    return ", ".join(f"{language}: {count}" for language, count in by_language.items() if count)
+
+
+def _warn_of_unused_languages(splits: Mapping[str, Sequence[Item]], used: set[str]) -> None:
+    unused: dict[str, list[str]] = {}
+    for name, items in splits.items():
+        for language in dict.fromkeys(language for item in items for language in item.content):
+            if language not in used:
+                unused.setdefault(language, []).append(name)
+    if unused:
+        names = dict.fromkeys(name for names in unused.values() for name in names)
+        logger.warning(
+            "the rows in %s (of %s) are not used, because the forget split has none in %s; "
+            "add translations to it, or name languages in --heldout_languages to measure them without training",
+            *(", ".join(unused), ", ".join(names), "this language" if len(unused) == 1 else "these languages"),
+        )
+
+
+def _check_identifiers(items: Sequence[Item], languages: set[str]) -> None:
+    """Refuse, under ``id``, and else warn of a "language" of text rows that holds one identifier after another."""
+    rows = [item for item in items if item.kind == "text" and item.id is None and len(item.content) > 1]
+    for code in dict.fromkeys(language for item in rows for language in item.content if language in languages):
+        having = [item for item in rows if code in item.content]
+        values = [item.content[code].text for item in having]
+        # Words beside words are a word list, and one word beside one sentence may be its translation.
+        if (
+            all(LIKE_AN_IDENTIFIER.fullmatch(value) for value in values)
+            and not all(LIKE_AN_IDENTIFIER.fullmatch(text.text) for item in having for text in item.content.values())
+            and (len(values) > 1 or any(character.isdigit() for character in values[0]))
+        ):
+            if code == "id":
+                raise DataError(
+                    f"{having[0].source}: {shorten(values[0])} looks like an identifier, as all 'id' texts of this "
+                    f"split do: {NO_IDENTIFIER} (if they are Indonesian, give them the code 'ind')"
+                )
+            logger.warning(
+                "%s: %r is taken as a language, but no text of this split in it has white space (%s); "
+                "if it holds identifiers, take it out of the rows",
+                *(having[0].source, code, shorten(values[0])),
+            )
+
+
 def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
@@ -134,6 +192,24 @@ def _check_overlap(splits: Mapping[str, Sequence[Item]], languages: set[str]) ->
             raise DataError(
                 f"{item.where(language)}: the {language!r} text {shorten(text)} of the {name} split is also in the "
                 f"forget split, {other.where(other_language)} ({other_language!r}){more}; remove it from one"
+            )
+
+
+def _warn_of_repetitions(splits: Mapping[str, Sequence[Item]], languages: set[str]) -> None:
+    for name, items in splits.items():
+        first: dict[tuple[str, str], Item] = {}
+        repeated: list[tuple[Item, str, Item]] = []
+        for item, language, content in _entries(items, languages):
+            earlier = first.setdefault((language, _normal(content.target.text)), item)
+            if earlier is not item:
+                repeated.append((item, language, earlier))
+        if repeated:
+            item, language, earlier = repeated[0]
+            logger.warning(
+                "the %s split holds texts more than once, which counts and weighs each of them as often (%s); "
+                "the first: %s repeats %s in language %r; keep one",
+                *(name, counted(Counter(language for _, language, _ in repeated))),
+                *(item.where(language), earlier.where(language), language),
             )
 
 

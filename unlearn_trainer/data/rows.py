@@ -6,7 +6,10 @@ The kind of a JSONL line is recognised by its keys:
 - cloze: ``{"prompt": {"en": "... <mask> ..."}, "answers": {"en": ["..."]}, "candidates": {"en": ["...", "..."]}}``
 - qa: ``{"question": {...}, "answer": {...}}`` and optionally ``paraphrased_answer``, ``perturbed_answer`` (a list a
   language) and ``paraphrased_question``
-- flat: ``{"text": "...", "language": "sw"}``, optionally with an ``id`` that ties translations together
+- flat: ``{"text": "...", "language": "sw"}``
+
+Cloze, qa and flat lines may have an ``id``, a string or an integer that ties translations on several lines together.
+In a text line ``id`` is the language code of Indonesian.
 """
 
 import difflib
@@ -26,11 +29,15 @@ REQUIRED_KEYS = {
     "flat": ("text", "language"),
 }
 OPTIONAL_KEYS = {
-    "cloze": ("candidates",),
-    "qa": ("paraphrased_answer", "perturbed_answer", "paraphrased_question"),
+    "cloze": ("candidates", "id"),
+    "qa": ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "id"),
     "flat": ("id",),
 }
 LIST_KEYS = ("answers", "candidates", "perturbed_answer")
+NO_IDENTIFIER = (
+    "'id' beside translations is the language code of Indonesian; take an identifier out of the row, or write one "
+    'line per translation: {"text": "...", "language": "en", "id": "..."}'
+)
 A_LANGUAGE_CODE = "a language code such as en, zh-Hans or eng_Latn"
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
 
@@ -136,9 +143,9 @@ class Item:
 
     Args:
         kind: ``text``, ``cloze`` or ``qa``.
-        source: ``file:line`` (of its first line, where flat lines were merged).
+        source: ``file:line`` (of its first line, where lines with one id were merged).
         content: language to :class:`Text`, :class:`Cloze` or :class:`QA`; in the order of the file.
-        id: the ``id`` of flat lines.
+        id: the ``id`` of cloze, qa and flat lines.
         sources: language to ``file:line``, where it differs from ``source``.
     """
 
@@ -154,7 +161,7 @@ class Item:
 
 
 def read_jsonl(path: str | Path) -> list[Item]:
-    """Items of a JSONL file in file order; flat lines with the same id are merged into the first of them.
+    """Items of a JSONL file in file order; lines with the same id are merged into the first of them.
 
     Raises:
         DataError: the file cannot be read or a line cannot be used; names file, line, language and the remedy.
@@ -163,7 +170,7 @@ def read_jsonl(path: str | Path) -> list[Item]:
         lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    return merge_flat(
+    return merge_by_id(
         parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
     )
 
@@ -201,6 +208,8 @@ def parse_row(row: Any, source: str) -> Item:
         raise DataError(f"{source}: a row must be a JSON object with keys, not {shorten(row)}")
     kind = _kind(row)
     if kind == "text":
+        if isinstance(row.get("id"), int | float):
+            raise DataError(f"{source}: {shorten(row['id'])} is no text: {NO_IDENTIFIER}")
         return Item("text", source, {_language(k, source): Text(_text(v, "text", source, k)) for k, v in row.items()})
     known = REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]
     for key in row:
@@ -210,10 +219,12 @@ def parse_row(row: Any, source: str) -> Item:
         if key not in row:
             raise DataError(f"{source}: a {kind} row needs the key {key!r}")
     if kind == "flat":
-        language = _language(_text(row["language"], "'language'", source), source)
+        language = _text(row["language"], "'language'", source)
+        if not LANGUAGE_CODE.fullmatch(language):
+            raise DataError(f"{source}: 'language' must be {A_LANGUAGE_CODE}, not {language!r}")
         content = {language: Text(_text(row["text"], "'text'", source, language))}
         return Item("text", source, content, _identifier(row, source))
-    columns = {key: _column(key, row[key], source) for key in known if key in row}
+    columns = {key: _column(key, row[key], source) for key in known if key in row and key != "id"}
     _same_languages(columns, source)
     build = Cloze if kind == "cloze" else QA
     languages = columns[known[0]]
@@ -221,14 +232,14 @@ def parse_row(row: Any, source: str) -> Item:
     if kind == "cloze":
         for language, cloze in content.items():
             _check_cloze(cloze, f"{source}: language {language!r}")
-    return Item(kind, source, content)
+    return Item(kind, source, content, _identifier(row, source))
 
 
-def merge_flat(items: Iterable[Item]) -> list[Item]:
-    """Merge text items that share an id (flat rows) into the first of them; keeps the order of the rest.
+def merge_by_id(items: Iterable[Item]) -> list[Item]:
+    """Merge items that share an id into the first of them; keeps the order of the rest.
 
     Raises:
-        DataError: an id occurs twice in one language.
+        DataError: an id occurs twice in one language, or in rows of different kinds.
     """
     merged: list[Item] = []
     position: dict[str, int] = {}
@@ -240,6 +251,11 @@ def merge_flat(items: Iterable[Item]) -> list[Item]:
             merged.append(replace(item, sources=dict.fromkeys(item.content, item.source)))
         else:
             first = merged[position[item.id]]
+            if item.kind != first.kind:
+                raise DataError(
+                    f"{item.source}: id {item.id!r} of a {item.kind} row is also that of a {first.kind} row "
+                    f"({first.source}); give one of them another id, or leave the id out"
+                )
             for language in item.content:
                 if language in first.content:
                     raise DataError(
@@ -275,8 +291,11 @@ def _kind(row: Mapping[str, Any]) -> str:
 
 def _language(code: str, source: str) -> str:
     if not LANGUAGE_CODE.fullmatch(code):
-        known = [key for kind in REQUIRED_KEYS for key in REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]]
-        raise DataError(f"{source}: {code!r} is neither a known key nor {A_LANGUAGE_CODE}{_nearest(code, known)}")
+        known = list(dict.fromkeys(key for kind in REQUIRED_KEYS for key in REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]))
+        raise DataError(
+            f"{source}: {code!r} is neither a known key nor {A_LANGUAGE_CODE}{_nearest(code, known)}; "
+            "take out of the row what is no translation"
+        )
     return code
 
 

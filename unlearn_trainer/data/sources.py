@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 
 from ..errors import ConfigError, DataError
-from .rows import Item, merge_flat, parse_row, read_jsonl
+from .rows import Item, merge_by_id, parse_row, read_jsonl
 
 # Names of files (glob patterns, in a folder) and of splits (on the Hub).
 FILE_PATTERNS = {
@@ -42,8 +42,8 @@ def load_splits(
 
     Raises:
         ConfigError: there is nothing to load a forget split from.
-        DataError: a path that does not exist, several files for one split, a Hub dataset that cannot be loaded, or
-            a row that :func:`~unlearn_trainer.data.rows.parse_row` refuses.
+        DataError: a path that is no file, a file without rows, several files for one split, a Hub dataset that cannot
+            be loaded, or a row that :func:`~unlearn_trainer.data.rows.parse_row` refuses.
     """
     if not data_dir and not forget_file:
         raise ConfigError("there is no forget set; give --data_dir or --forget_file")
@@ -58,7 +58,10 @@ def load_splits(
                 files[name] = file
     elif data_dir:
         loaded = _from_hub(data_dir, skip=files)
-    loaded |= {name: read_jsonl(file) for name, file in files.items()}
+    for name, file in files.items():
+        loaded[name] = read_jsonl(file)
+        if not loaded[name]:
+            raise DataError(f"{file}: the {name} split is empty; write rows to the file, or choose --{name}_file")
     if "forget" not in loaded:
         raise DataError(
             f"{data_dir} has no forget.jsonl or forget-*.jsonl, only: {_names(folder)}; pick one with --forget_file"
@@ -75,6 +78,9 @@ def _find(file: str, folder: Path | None, flag: str) -> Path:
         return folder / file
     if Path(file).is_file():
         return Path(file)
+    for path in (folder / file if folder else Path(file), Path(file)):
+        if path.is_dir():
+            raise DataError(f"{flag}: {path} is a folder ({_names(path)}); name one file of it, or give --data_dir")
     there = f"; {folder} has: {_names(folder)}" if folder else ""
     raise DataError(f"{flag}: there is no file {file}{there}; check the path")
 
@@ -103,7 +109,7 @@ def _from_hub(name: str, skip: Mapping[str, Any]) -> dict[str, list[Item]]:
         match = next((each for each in names if each in hub), None)
         if match and split not in skip:
             rows = (parse_row(_without_nulls(row), f"{name}[{match}]:{i}") for i, row in enumerate(hub[match]))
-            splits[split] = merge_flat(rows)
+            splits[split] = merge_by_id(rows)
     if "forget" not in splits and "forget" not in skip:
         raise DataError(f"--data_dir {name}: the dataset has the splits {', '.join(hub)}, but no split 'forget'")
     return splits

@@ -8,7 +8,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ import transformers
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError, DataError
-from .checks import check_languages, check_splits
+from .checks import check_languages, check_splits, counted
 from .rows import Item, Passage
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ FEATURES = datasets.Features(
         "candidate_correct": datasets.Sequence(datasets.Value("bool")),
     }
 )
+# What is said of the rows and then taken away: in the cache beside them, so that a second run can say it too.
+NOTES = datasets.Features({"lost_labels": datasets.Value("int32"), "is_unknown": datasets.Value("bool")})
 
 
 class Encoded(NamedTuple):
@@ -53,6 +55,11 @@ class Encoded(NamedTuple):
     def counts(self) -> bool:
         """Whether a labelled token has a predecessor that can predict it."""
         return any(label != IGNORE_INDEX for label in self.labels[1:])
+
+    @property
+    def labelled(self) -> list[int]:
+        """Ids of the labelled tokens."""
+        return [label for label in self.labels if label != IGNORE_INDEX]
 
 
 @dataclass(frozen=True)
@@ -67,12 +74,14 @@ class TokenizedData:
         languages: languages to train in.
         heldout_languages: languages that are only evaluated; their rows are in every split.
         dropped_rows: split to language to the number of rows without a label left after truncation (also where 0).
+        truncated_rows: the same of rows that are used, but lost labelled tokens to truncation (also where 0).
     """
 
     datasets: dict[str, datasets.Dataset]
     languages: list[str]
     heldout_languages: list[str]
     dropped_rows: dict[str, dict[str, int]]
+    truncated_rows: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def tokenize_splits(
@@ -87,8 +96,9 @@ def tokenize_splits(
 
     Every position of a text is labelled; of a cloze or qa row those tokens that hold a character of the answer.
     Sequences have the special tokens that the tokenizer adds by default and are cut at their end, whatever side the
-    tokenizer truncates or pads on. A row without a label that has a predecessor is dropped. A candidate of which
-    truncation leaves no token is left out; if that leaves no right one, the row keeps no candidates.
+    tokenizer truncates or pads on; what labels that costs is counted and warned of. A row without a label that has a
+    predecessor is dropped. A candidate of which truncation leaves no token is left out; if that leaves no right one,
+    the row keeps no candidates.
 
     The result is cached by ``datasets``, under a key made of the texts, the languages, the tokenizer and the length.
     With several processes on one machine let the first one go ahead (``TrainingArguments.main_process_first``).
@@ -102,8 +112,8 @@ def tokenize_splits(
 
     Raises:
         ConfigError: languages that contradict each other; a length that leaves no room for text; a sample of nothing.
-        DataError: splits that ``check_splits`` refuses, or truncation would drop more than 5 % of the rows (or all)
-            of a split in a language.
+        DataError: splits that ``check_splits`` refuses, or more than 5 % of the rows (or all) of a split in a language
+            would be dropped.
     """
     languages = check_splits(splits, languages, heldout_languages)
     if max_seq_length <= max(1, tokenizer.num_special_tokens_to_add()):
@@ -123,8 +133,15 @@ def tokenize_splits(
         split: _tokenize_split(split, items, tokenizer, tokenizer_key, all_languages, max_seq_length)
         for split, items in used.items()
     }
-    dropped = {split: _count_dropped(split, used[split], rows[split], all_languages, max_seq_length) for split in used}
-    return TokenizedData(rows, languages, list(heldout_languages), dropped)
+    dropped, truncated = {}, {}
+    for split, items in used.items():
+        found = rows[split]
+        dropped[split] = _count_dropped(split, items, found, tokenizer, all_languages, max_seq_length)
+        cut = _count_truncated(split, found, all_languages, max_seq_length)
+        truncated[split] = {language: cut[language] for language in dropped[split]}
+        _warn_of_unknown(split, items, found, all_languages)
+        rows[split] = found.remove_columns(list(NOTES))
+    return TokenizedData(rows, languages, list(heldout_languages), dropped, truncated)
 
 
 def _tokenize_split(
@@ -144,7 +161,11 @@ def _tokenize_split(
         # The answer of a cloze row is also one of its candidates: encode it once.
         unique = list(dict.fromkeys(p for *_, target, choices in entries for p in (target, *(c for c, _ in choices))))
         encoded = dict(zip(unique, encode(tokenizer, unique, max_seq_length), strict=True))
-        columns: dict[str, list[Any]] = {name: [] for name in FEATURES}
+        # Only a row that is as long as it may be can have lost something.
+        targets = dict.fromkeys(target for _, _, target, _ in entries)
+        full = [target for target in targets if len(encoded[target].input_ids) >= max_seq_length]
+        whole = encoded | dict(zip(full, encode(tokenizer, full, None), strict=True))
+        columns: dict[str, list[Any]] = {name: [] for name in (*FEATURES, *NOTES)}
         for index, language, target, choices in entries:
             if not encoded[target].counts:
                 continue
@@ -158,12 +179,17 @@ def _tokenize_split(
             columns["candidate_input_ids"].append([candidate.input_ids for candidate, _ in kept])
             columns["candidate_labels"].append([candidate.labels for candidate, _ in kept])
             columns["candidate_correct"].append([right for _, right in kept])
+            labelled = encoded[target].labelled
+            columns["lost_labels"].append(len(whole[target].labelled) - len(labelled))
+            columns["is_unknown"].append({*labelled} - special == {tokenizer.unk_token_id})
         return columns
 
+    special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     digest = hashlib.sha256(tokenizer_key.encode())
     for item in items:
         digest.update(json.dumps([max_seq_length, passages(item)]).encode())
-    return cached_rows(rows, len(items), FEATURES, digest.hexdigest()[:32], f"Tokenizing {split}")
+    features = datasets.Features(FEATURES | NOTES)
+    return cached_rows(rows, len(items), features, digest.hexdigest()[:32], f"Tokenizing {split}")
 
 
 def cached_rows(
@@ -208,31 +234,89 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _count_dropped(
-    split: str, items: Sequence[Item], rows: datasets.Dataset, languages: Sequence[str], max_seq_length: int
+    split: str,
+    items: Sequence[Item],
+    rows: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Sequence[str],
+    max_seq_length: int,
 ) -> dict[str, int]:
-    kept = Counter(rows["language"][:])
+    kept = {*zip(rows["item"][:], rows["language"][:], strict=True)}
     dropped = {}
     for index, language in enumerate(languages):
-        total = sum(language in item.content for item in items)
-        if not total:
+        present = [at for at, item in enumerate(items) if language in item.content]
+        if not present:
             continue
-        dropped[language] = total - kept[index]
-        if dropped[language] == total or dropped[language] > MAX_DROPPED * total:
+        gone = [items[at] for at in present if (at, index) not in kept]
+        dropped[language] = len(gone)
+        if not gone:
+            continue
+        # Rows that are of no use at any length call for another remedy than those that are too long.
+        whole = encode(tokenizer, [item.content[language].target for item in gone], None)
+        long = [item.where(language) for item, row in zip(gone, whole, strict=True) if row.counts]
+        first = [item.where(language) for item, row in zip(gone, whole, strict=True) if not row.counts]
+        reasons = []
+        if long:
+            reasons.append(
+                f"{len(long)} keep no label within {max_seq_length} tokens ({_few(long)}), raise --max_seq_length"
+            )
+        if first:
+            reasons.append(
+                f"{len(first)} have no label with a token before it that could predict it, at any length "
+                f"({_few(first)}), put text before the answer or make the text longer than one token"
+            )
+        if len(gone) == len(present) or len(gone) > MAX_DROPPED * len(present):
             raise DataError(
-                f"the {split} split in language {language!r}: {dropped[language]} of {total} rows keep no label "
-                f"within {max_seq_length} tokens (at most 5 % may be dropped); "
-                "raise --max_seq_length, or take these rows out"
+                f"the {split} split in language {language!r}: {len(gone)} of {len(present)} rows cannot be used "
+                f"(at most 5 % may be dropped): {'; '.join(reasons)}; or take these rows out"
             )
-        if dropped[language]:
-            logger.warning(
-                "the %s split in language %r: dropped %d of %d rows, whose first %d tokens hold no label",
-                *(split, language, dropped[language], total, max_seq_length),
-            )
+        logger.warning(
+            "the %s split in language %r: dropped %d of %d rows: %s",
+            *(split, language, len(gone), len(present), "; ".join(reasons)),
+        )
     return dropped
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], max_seq_length: int) -> list[Encoded]:
-    """Token ids and labels of each passage, cut at the end to ``max_seq_length`` tokens.
+def _few(places: Sequence[str]) -> str:
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    return ", ".join(places[:3]) + more
+
+
+def _count_truncated(
+    split: str, rows: datasets.Dataset, languages: Sequence[str], max_seq_length: int
+) -> Counter[str]:
+    cut: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    for index, count in zip(rows["language"][:], rows["lost_labels"][:], strict=True):
+        cut[languages[index]] += count > 0
+        lost[languages[index]] += count
+    if lost.total():
+        logger.warning(
+            "the %s split: %d of %d rows are longer than %d tokens, and %d labelled tokens at their ends are neither "
+            "trained on nor measured (rows: %s; tokens: %s); raise --max_seq_length, or split the texts into several "
+            "rows",
+            *(split, cut.total(), len(rows), max_seq_length, lost.total(), counted(cut), counted(lost)),
+        )
+    return cut
+
+
+def _warn_of_unknown(split: str, items: Sequence[Item], rows: datasets.Dataset, languages: Sequence[str]) -> None:
+    columns = (rows[name][:] for name in ("item", "language", "is_unknown"))
+    unknown = [(items[at], languages[index]) for at, index, mark in zip(*columns, strict=True) if mark]
+    if unknown:
+        item, first = unknown[0]
+        counts = Counter(language for _, language in unknown)
+        logger.warning(
+            "the %s split: the labelled tokens of %d rows are nothing but <unk> (%s; the first: %s in language %r); "
+            "take them out, or choose a model that knows their script",
+            *(split, len(unknown), counted(counts), item.where(first), first),
+        )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], max_seq_length: int | None
+) -> list[Encoded]:
+    """Token ids and labels of each passage, cut at the end to ``max_seq_length`` tokens (None: whole).
 
     A passage without a span has a label at every position, special tokens included. Elsewhere a token is labelled when
     its characters overlap the span: also one that carries the space before it or holds one byte of a character; never
@@ -243,8 +327,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], max_
     with _truncating_right(tokenizer):
         batch = tokenizer(
             [passage.text for passage in passages],
-            truncation=True,
+            truncation=max_seq_length is not None,
             max_length=max_seq_length,
+            verbose=False,  # else a whole text that is longer than the model's limit is warned of
             return_attention_mask=False,
             return_token_type_ids=False,
             return_offsets_mapping=tokenizer.is_fast,

@@ -16,9 +16,9 @@ from accelerate.utils import reduce
 from datasets import Dataset
 from torch import nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..lm_head import Segment, Segments, TokenStatistics
+from ..lm_head import Segment, Segments, TokenStatistics, attach_head
 from ..packing import goes_by_mask, mask_for
 from . import metrics
 from .generation import continued_rows, question_rows
@@ -131,7 +131,7 @@ class MultilingualEvaluator:
         """Figures ``{split: {language: {metric: number, "rows": n, "tokens": n}}}``; call it on every process.
 
         Args:
-            model: with an attached vocabulary head; put in eval mode for the duration.
+            model: put in eval mode for the duration; a plain one gets its vocabulary head (``attach_head``).
             datasets: tokenized rows of each split.
             device: where the batches go.
             heldout: include the languages that are not trained.
@@ -221,6 +221,9 @@ class MultilingualEvaluator:
         """The table [sequences, columns], whole on every process."""
         if not sequences:
             return np.zeros((0, len(COLUMNS)))
+        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+        if isinstance(whole, PreTrainedModel):  # an engine around it was given one with its head attached
+            attach_head(whole)
         state = PartialState()
         training = model.training
         model.eval()

@@ -152,6 +152,7 @@ _GROUPS = (
     _Group("forget loss", "forget", "loss", tuple(PHASES), 2, _familiar),
     _Group("retain perplexity", "retain", "perplexity", ("before", "after"), 2, _grown),
     _Group("valid perplexity", "valid", "perplexity", ("before", "after"), 2, _grown),
+    _Group("test perplexity", "test", "perplexity", ("before", "after"), 2, _grown),
 )
 
 
@@ -161,7 +162,7 @@ def comparison_table(results: dict[str, Any], width: int | None = None) -> str:
     Held-out languages and their mean stand below a rule of their own. Columns without a figure are left out, a missing
     figure is "-". The last phase's worst language of each block is marked, unless all are equal. ``width`` is the
     number of characters a line may have (default: the terminal's, or 120); what does not fit goes into a further table
-    below, but one metric's columns stay together.
+    below, but one metric's columns stay together. "nan" and "inf" are figures of a model that was destroyed.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     blocks = [block for block in (results["languages"], results["heldout_languages"]) if block]
@@ -224,8 +225,7 @@ def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]
 
 def _column(group: _Group, phase: dict[str, Any], languages: list[str]) -> list[float | None]:
     figures = phase.get(group.split, {})
-    values = [figures.get(language, {}).get(group.metric) for language in languages]
-    return [None if value is None or math.isnan(value) else value for value in values]
+    return [figures.get(language, {}).get(group.metric) for language in languages]
 
 
 def _worst(group: _Group, before: list[float | None], values: list[float | None]) -> set[int]:
@@ -233,8 +233,8 @@ def _worst(group: _Group, before: list[float | None], values: list[float | None]
     for index, (first, last) in enumerate(zip(before, values, strict=True)):
         if last is not None and (badness := group.badness(first, last)) is not None:
             known[index] = badness
-    if len(set(known.values())) < 2:
-        return set()
+    if len(set(known.values())) < 2 or any(map(math.isnan, known.values())):
+        return set()  # a NaN is neither better nor worse than another figure, and speaks for itself
     return {index for index, badness in known.items() if badness == max(known.values())}
 
 
@@ -258,4 +258,8 @@ def _legend(results: dict[str, Any], groups: list[list[str]]) -> str:
     score = results.get("unlearning_score")
     if score is not None:
         lines.append(f"unlearning score: {score:.3f} (0 worst, 1 best)")
+    else:
+        after = results.get("after", {})
+        if results.get("language_weights") and "forget" in after and after.keys() & {"valid", "retain"}:
+            lines.append("unlearning score: none, because there was nothing to forget in any language")
     return "\n".join(lines)
