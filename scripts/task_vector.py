@@ -10,6 +10,7 @@ most --max_perplexity_ratio times that of the start. The output folder holds wha
 """
 
 import argparse
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -64,7 +65,8 @@ def try_scales(trainer, start: dict, step: dict, scales: Sequence[float]) -> lis
             "perplexity_ratio": math.exp(min(700.0, sum(grown) / len(grown))),
             "unlearning_score": weights.score(figures),
         }
-        say("{:5.2f} | {:15.3f} | {:22.3f} | {:.3f}".format(*row.values()))
+        score = "none" if row["unlearning_score"] is None else f"{row['unlearning_score']:.3f}"
+        say("{:5.2f} | {:15.3f} | {:22.3f} | {}".format(*list(row.values())[:3], score))
         rows.append(row)
     return rows
 
@@ -80,7 +82,8 @@ def run(argv: Sequence[str] | None = None) -> dict:
     model_args, data_args, args = parse_arguments(rest)
     if model_args.use_peft:
         raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
-    checkpoint_to_resume(args)  # refuses a folder with earlier results
+    args = dataclasses.replace(args, do_train=True)
+    checkpoint_to_resume(args, model_args)  # refuses a folder that holds something
     with PartialState().main_process_first():
         tokenizer, _, data = load_rows(model_args, data_args, args)  # the method's own rows have no part in this
     if "forget" not in data.datasets or not {"valid", "retain"} & data.datasets.keys():
@@ -119,6 +122,7 @@ def run(argv: Sequence[str] | None = None) -> dict:
         "languages": data.languages,
         "heldout_languages": data.heldout_languages,
         "dropped_rows": data.dropped_rows,
+        "truncated_rows": data.truncated_rows,
         "before": weights.figures_at_start,
         "after": after,
         "language_weights": [],

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_model, tiny_trainer
 from transformers import TrainerCallback
 
@@ -120,3 +121,59 @@ def test_killed_at_random_moments_it_ends_as_if_nothing_had_happened(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit-identical" in done.stdout
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "target"])
+def test_a_checkpoint_at_the_end_of_an_epoch_holds_the_evaluation_that_follows(weighting, tmp_path):
+    settings = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    settings |= {"method": "gradient_ascent", "forget_weighting": weighting, "per_device_train_batch_size": 3}
+    settings |= {"learning_rate": 1e-3, "stop_when_forgotten": False, "max_retain_perplexity_ratio": 1e30}
+
+    def trainer():
+        model = tiny_model()
+        return tiny_trainer(tmp_path / weighting, model=model, **settings)
+
+    whole = trainer()
+    assert whole._steps_per_epoch() == 2
+    whole.train()
+    resumed = trainer()
+    resumed.train(resume_from_checkpoint=str(tmp_path / weighting / "checkpoint-2"))
+    assert resumed.language_weights.state() == whole.language_weights.state()
+    for (name, p), q in zip(whole.model.named_parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"relearn_coef": 0.0}, "--relearn_coef"),
+        ({"distill_temperature": 3.0}, "--distill_temperature"),
+    ],
+)
+def test_a_checkpoint_of_other_losses_is_refused(change, message, tmp_path):
+    settings = {"method": "lingtea", "relearn_coef": 1.0, "relearn_rate": 1e-4, "max_steps": 2}
+    settings |= {"save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 9}
+    tiny_trainer(tmp_path, **settings).train()
+    with pytest.raises(ConfigError, match=message):
+        tiny_trainer(tmp_path, **{**settings, **change}).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_a_checkpoint_of_weights_alone_is_refused(tmp_path):
+    settings = {"method": "grad_diff", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    tiny_trainer(tmp_path, save_only_model=True, **settings).train()
+    with pytest.raises(ConfigError, match="it holds no state of the optimizer"):
+        tiny_trainer(tmp_path, **settings).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+
+
+def test_an_adapter_of_another_scale_is_refused(tmp_path):
+    peft = pytest.importorskip("peft", reason="the peft package is not installed")
+    settings = {"method": "grad_diff", "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+
+    def trainer(alpha):
+        config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=alpha, target_modules="all-linear")
+        return tiny_trainer(tmp_path, model=peft.get_peft_model(tiny_model(), config), **settings)
+
+    trainer(4).train()
+    with pytest.raises(ConfigError, match="other weights trained"):
+        trainer(8).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    trainer(4).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))

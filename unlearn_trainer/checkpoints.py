@@ -96,6 +96,12 @@ def check_whole(checkpoint: Path) -> None:
             f"--resume_from_checkpoint {checkpoint}: without {LAST_WRITTEN} it is no checkpoint, or one whose writing "
             "was cut short; name another, or delete it to go on from the one before"
         )
+    # The Trainer's own, FSDP's, and DeepSpeed's.
+    if not any(path for pattern in ("optimizer*", "global_step*") for path in checkpoint.glob(pattern)):
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: it holds no state of the optimizer (--save_only_model), so that "
+            "the training cannot go on as it was; start from its model with --model_name_or_path"
+        )
     for file in sorted(checkpoint.rglob("*")):
         if file.suffix not in (".safetensors", ".bin", ".pt", ".pth"):
             continue

@@ -27,7 +27,7 @@ MADE_WITH = {
     "forget rows": "other forget rows (--data_dir, --forget_file, --max_seq_length, --max_train_samples)",
     "retain rows": "other retain rows (--data_dir, --retain_file, --max_seq_length, --max_train_samples)",
     "teacher": "another teacher, which is the start model (--model_name_or_path, --use_peft)",
-    "trained weights": "other weights trained (--use_peft, --lora_target_modules, --trainable_layers)",
+    "trained weights": "other weights trained (--trainable_layers, --use_peft and its --lora flags)",
 }
 
 
@@ -41,8 +41,10 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
     names = [field.name for field in dataclasses.fields(policy)]
     names += ["forget_objective", "retain_objective", "forget_coef", "retain_coef", "counterpart_coef"]
     names += ["project_forget_gradient"]
-    names += ["relearn_coef", "relearn_steps", "relearn_rate"] if args.relearn_coef else []
+    names += ["relearn_coef", *(("relearn_steps", "relearn_rate") if args.relearn_coef else ())]
     names += ["schedule", "language_sampling", "seed", "data_seed", "lingtea_alignment"]
+    if any(objective.needs & {"kl", "counterpart"} for objective in objectives):
+        names.append("distill_temperature")
     if any("hidden" in objective.needs for objective in objectives):
         names.append("rmu_layer")
     names += OPTIMIZER
@@ -55,9 +57,18 @@ def settings_of(args: UnlearnConfig, policy: type, objectives: Sequence[Objectiv
 
 
 def trained_names(model: nn.Module) -> str:
-    """A digest of the names of the weights that are trained."""
+    """A digest of the names of the weights that are trained, and of how an adapter is scaled and put on."""
     names = sorted(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    adapters = getattr(model, "peft_config", {})
+    names += [repr(sorted(_plain(adapter.to_dict()).items())) for _, adapter in sorted(adapters.items())]
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+
+
+def _plain(described: dict) -> dict:
+    """An adapter's settings without what tells nothing of the weights, in an order of their own."""
+    left_out = ("inference_mode", "base_model_name_or_path", "revision", "peft_version")
+    kept = {name: value for name, value in described.items() if name not in left_out}
+    return {name: sorted(value) if isinstance(value, (set, frozenset)) else value for name, value in kept.items()}
 
 
 def saved_identity(checkpoint: str | os.PathLike) -> dict | None:
@@ -85,8 +96,9 @@ def check_identity(saved: dict | None, now: dict) -> None:
     Raises:
         ConfigError: names what differs; the teacher's signature may differ by the rounding of another engine.
     """
-    for name, value in now.items():
-        before = (saved or {}).get(name)
+    saved = saved or {}
+    for name in [*now, *(name for name in saved if name not in now)]:
+        before, value = saved.get(name), now.get(name)
         if name == "teacher" and None not in (before, value) and math.dist(before, value) <= 0.05 * math.hypot(*value):
             continue
         if before != value:

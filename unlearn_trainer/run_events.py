@@ -104,6 +104,7 @@ class RunEvents(TrainerCallback):
 
     def __init__(self, trainer):
         self.trainer = trainer
+        self.save_after_evaluation = False
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.loss_log.restart(state.global_step)
@@ -122,6 +123,10 @@ class RunEvents(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.trainer.start_epoch(state.global_step)
 
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.save_after_evaluation:
+            control.should_save, self.save_after_evaluation = True, False
+
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % args.weight_update_steps == 0:
             self.trainer.watch_retain()
@@ -129,3 +134,6 @@ class RunEvents(TrainerCallback):
                 control.should_training_stop = True
         if self.trainer.terminated:
             control.should_save = control.should_training_stop = True
+        if control.should_save and self.trainer.is_evaluated_at(state.global_step):
+            # The evaluation of the epoch moves the weights: a checkpoint before it would be resumed without it.
+            control.should_save, self.save_after_evaluation = False, True

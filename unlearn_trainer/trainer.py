@@ -303,6 +303,10 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         """Point the sampler at the epoch that holds optimizer step ``global_step``."""
         self.train_sampler.set_epoch(global_step // self._steps_per_epoch())
 
+    def is_evaluated_at(self, global_step: int) -> bool:
+        """Whether an evaluation at the end of an epoch follows on optimizer step ``global_step``."""
+        return self.args.eval_strategy == "epoch" and global_step % self._steps_per_epoch() == 0
+
     def _steps_per_epoch(self) -> int:
         return max(1, math.ceil(len(self.train_sampler) / self.args.gradient_accumulation_steps))
 

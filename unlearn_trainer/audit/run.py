@@ -4,10 +4,9 @@ import dataclasses
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers.utils.logging import disable_progress_bar
 
 from ..arguments import DataArguments, ModelArguments, UnlearnConfig
-from ..console import say
+from ..console import say, without_bars
 from ..engines import engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
 from ..evaluation.report import configuration, environment, write_json
@@ -48,7 +47,7 @@ def audit(
         DataError: rows that cannot be used.
     """
     if args.disable_tqdm:  # each check loads models afresh
-        disable_progress_bar()
+        without_bars()
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
     shared = _prepared(model_args, data_args, args)
