@@ -102,6 +102,14 @@ def nll_of(row, logits="logits"):
     return F.cross_entropy(row[logits], row["labels"], reduction="none")
 
 
+def moments_of(logits):
+    """Mean and standard deviation of log p under p."""
+    p = torch.distributions.Categorical(logits=logits)
+    mean = -p.entropy()
+    variance = (p.probs * (logits.log_softmax(-1) - mean[:, None]) ** 2).sum(-1)
+    return mean, variance.sqrt()
+
+
 def kl_of(a, b):
     return (a.exp() * (a - b)).sum(-1)
 
@@ -154,6 +162,8 @@ def naive_loss(name, side, model, teacher, batch, trainer):
                 at = torch.arange(n) if len(unknown) == n else torch.arange(n) * len(unknown) // n
                 lead = row["logits"][onehot] - row["logits"].masked_fill(onehot, -math.inf).max(-1).values
                 values = F.smooth_l1_loss(s, unknown[at], reduction="none") + ~hit[at] * F.relu(lead + 0.5)
+                for own, never in zip(moments_of(row["logits"]), moments_of(like["logits"]), strict=True):
+                    values = values + 0.3 * F.smooth_l1_loss(own, never[at], reduction="none")
             case "npo":
                 values = -2 / 0.05 * F.logsigmoid(0.05 * (s.sum() - nll_of(old).sum()))[None]
             case "simnpo":

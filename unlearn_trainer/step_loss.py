@@ -148,7 +148,7 @@ class _Side:
     def _teacher_states(self, asked: Asked, tokens: GroupTokens) -> torch.Tensor:
         if self.is_taught:
             return self.step.teacher.states(asked, self.batch, tokens)
-        shape = {"hidden": (0, 1), "nll": (0,), "prediction": (0, 2)}[asked.kind]
+        shape = {"hidden": (0, 1), "nll": (0,), "prediction": (0, 4)}[asked.kind]
         return torch.zeros(shape, device=tokens.rows.device)  # of no token
 
     def _add_tokens(self, tokens):
@@ -196,6 +196,7 @@ class _Side:
             like = group_tokens(self.batch, "counterpart")
             predicted = self._teacher_states(self.asked[0], like)[tokens.aligned(like)]
             extras["unknown_nll"], extras["unknown_hit"] = predicted[:, 0], predicted[:, 1] > 0.5
+            extras["unknown_mean"], extras["unknown_std"] = predicted[:, 2], predicted[:, 3]
         if "distill_weight" in needs and self.step.args.distill_weighting != "token":
             extras["distill_weight"] = _per_language(self.distill_weights, tokens.languages)
         return extras

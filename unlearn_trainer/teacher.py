@@ -29,8 +29,8 @@ class Asked:
 
     Args:
         group: of :data:`~.row_groups.GROUPS`.
-        kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that and whether the
-            token is the likeliest (1 or 0), [n, 2].
+        kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that, whether the token
+            is the likeliest (1 or 0), and mean and standard deviation of log p under p, [n, 4].
         shift: how many columns behind the predicting position the states are taken.
         layer: of the states, an index into ``hidden_states``, at the positions that carry the labels; ``None`` for
             the final ones, which the vocabulary head gets.
@@ -196,9 +196,12 @@ def _states(model, asked, batch, tokens):
     positions = layout.positions(tokens.row_of, tokens.columns + asked.shift)
     if asked.kind == "hidden":
         return model(**layout.inputs, positions=positions, layer=asked.layer)["hidden"]
-    segment = Segment(positions, tokens.targets, frozenset({"nll"}))
+    predicts = asked.kind == "prediction"
+    segment = Segment(positions, tokens.targets, frozenset({"nll", *(["log_prob_moments"] if predicts else [])}))
     model(**layout.inputs, segments=Segments(segment))
-    nll, hit = segment.statistics.nll, segment.statistics.hit
-    if nll is None:
-        nll = hit = torch.zeros(0, device=positions.device)
-    return nll if asked.kind == "nll" else torch.stack([nll, hit.to(nll.dtype)], 1)
+    found = segment.statistics
+    if found.nll is None:
+        return torch.zeros((0, 4) if predicts else 0, device=positions.device)
+    if not predicts:
+        return found.nll
+    return torch.stack([found.nll, found.hit.to(found.nll.dtype), found.log_prob_mean, found.log_prob_std], 1)

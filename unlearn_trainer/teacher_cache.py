@@ -93,7 +93,7 @@ class TeacherCache:
                 counts[row] = sum(label != IGNORE_INDEX for label in counted)
             self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
             size = head_size if asked.layer is None else hidden_size
-            width = {"hidden": (size,), "nll": (), "prediction": (2,)}[asked.kind]
+            width = {"hidden": (size,), "nll": (), "prediction": (4,)}[asked.kind]
             self.sizes[asked] = (int(counts.sum()), *width)
 
     @property

@@ -29,7 +29,8 @@ class TokenStatistics:
     From elsewhere come ``distill_weight``, the weight of the teacher that the language weights prescribe, ``place``,
     the token's number among the labelled ones of its row, ``row_tokens``, how many these are, ``hidden`` and
     ``teacher_hidden`` [tokens, d], the states of a layer at the token, ``control`` [d], a random unit vector, and
-    ``unknown_nll`` and ``unknown_hit``, how the teacher predicts a never-seen token like this one.
+    ``unknown_nll``, ``unknown_hit``, ``unknown_mean`` and ``unknown_std``, how the teacher predicts a never-seen token
+    like this one: the same as ``nll``, ``hit`` and the moments.
     """
 
     nll: torch.Tensor | None = None
@@ -47,6 +48,8 @@ class TokenStatistics:
     control: torch.Tensor | None = None
     unknown_nll: torch.Tensor | None = None
     unknown_hit: torch.Tensor | None = None
+    unknown_mean: torch.Tensor | None = None
+    unknown_std: torch.Tensor | None = None
 
 
 class Tile:

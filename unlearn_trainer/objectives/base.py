@@ -56,12 +56,12 @@ class Objective:
             ``distill_weight``, ``place``, ``row_tokens``, ``hidden``, ``teacher_hidden``, ``control``,
             ``counterpart`` and ``alternative``. The last gives rows the figures of their alternative answers; a
             function of tokens gets the tokens of the alternative answers in place of those that are to go. With
-            ``counterpart`` the statistics have ``unknown_nll`` and ``unknown_hit``, and KL to the teacher keeps the
-            counterparts as they are (``--counterpart_coef``). With ``hidden`` the tokens are those that *carry* a
-            label.
+            ``counterpart`` the statistics have ``unknown_nll``, ``unknown_hit``, ``unknown_mean`` and ``unknown_std``,
+            and KL to the teacher keeps the counterparts as they are (``--counterpart_coef``). With ``hidden`` the
+            tokens are those that *carry* a label.
         counts: which of :data:`COUNTERS` divides each term.
-        reduction: for ``reduced``: maps (logits [n, V], the teacher's or ``None``, targets [n]) to one value a token,
-            differentiable by the logits.
+        reduction: for ``reduced``: maps (logits [n, V], the teacher's or ``None``, targets [n]) to one value a token
+            or several [n, k], differentiable by the logits.
         unit: what ``function`` gets.
         at_label: take ``kl``, ``teacher_nll`` and ``reduced`` at the position that *carries* the label.
     """

@@ -105,20 +105,32 @@ def rmu(tokens: TokenStatistics, *, steering: float = 6.5):
     return distance / tokens.row_tokens
 
 
-def _lead(logits, teacher_logits, targets):
+def _lead_and_moments(logits, teacher_logits, targets):
     targets = targets[:, None]
     others = logits.scatter(-1, targets, torch.finfo(logits.dtype).min)
-    return logits.gather(-1, targets)[:, 0] - others.amax(-1)
+    lead = logits.gather(-1, targets)[:, 0] - others.amax(-1)
+    log_p = logits.log_softmax(-1)
+    mean = (log_p.exp() * log_p).sum(-1)
+    variance = (log_p.exp() * (log_p - mean[:, None]).square()).sum(-1)
+    return torch.stack([lead, mean, (variance + _SMALL).sqrt()], -1)
 
 
-def calibrated(tokens: TokenStatistics, *, margin: float = 0.5):
+def calibrated(tokens: TokenStatistics, *, margin: float = 0.5, spread: float = 0.3):
     """Each token is moved to where a never-seen token of its language is, and no further (ours; see docs/methods.md):
-    smooth L1 distance of its NLL from the one that the teacher gives the counterpart's token and, where the teacher
-    does not predict that one, a hinge on the lead of the label's logit over the next, which ends at -``margin``."""
+    smooth L1 distance of its NLL from the one that the teacher gives the counterpart's token; where the teacher does
+    not predict that one, a hinge on the lead of the label's logit over the next, which ends at -``margin``; and
+    ``spread`` times the distances of the mean and the standard deviation of log p under p, by which Min-K%++ tells a
+    prediction that is sure of something else from one that knows nothing."""
+    lead, *moments = tokens.reduced.unbind(-1)
     gap = F.smooth_l1_loss(tokens.nll, tokens.unknown_nll, reduction="none")
-    return gap + torch.where(tokens.unknown_hit, 0, F.relu(tokens.reduced + margin))
+    gap = gap + torch.where(tokens.unknown_hit, 0, F.relu(lead + margin))
+    for own, unknown in zip(moments, (tokens.unknown_mean, tokens.unknown_std), strict=True):
+        gap = gap + spread * F.smooth_l1_loss(own, unknown, reduction="none")
+    return gap
 
 
+# Below the root of a variance that may be 0.
+_SMALL = 1e-12
 _TOKENS = frozenset({"nll"})
 _ROWS = frozenset({"nll", "teacher_nll"})
 FORGET_OBJECTIVES = {
@@ -137,7 +149,7 @@ FORGET_OBJECTIVES = {
         Objective("pdu", pdu, frozenset({"reduced"}), reduction=_spread),
         # As the public implementation does it: at the positions where the labels stand, not where they are predicted.
         Objective("pdu_unshifted", pdu, frozenset({"reduced"}), reduction=_spread, at_label=True),
-        Objective("calibrated", calibrated, frozenset({"nll", "reduced", "counterpart"}), reduction=_lead),
+        Objective("calibrated", calibrated, frozenset({"nll", "reduced", "counterpart"}), reduction=_lead_and_moments),
         Objective("rmu", rmu, frozenset({"hidden", "control", "row_tokens"}), ("rows",)),
     )
 }
