@@ -8,34 +8,25 @@ accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 import time
 from pathlib import Path
 
-from accelerate import PartialState
 from accelerate.utils import release_memory
 from transformers import set_seed
 
 from unlearn_trainer import teacher
-from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
+from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
 from unlearn_trainer.audit import audit_run, check_arguments
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
-from unlearn_trainer.companions import add_companions
 from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
 from unlearn_trainer.engines import engine_of_its_own, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError, Terminated
 from unlearn_trainer.evaluation.report import comparison_table, configuration, environment, peak_memory, write_results
 from unlearn_trainer.layers import restrict_training
-from unlearn_trainer.loading import load_rows
+from unlearn_trainer.loading import load_data
 from unlearn_trainer.memory import memory_table
 from unlearn_trainer.models import apply_peft, load_model, save_trained
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import measured_splits, prepare_stages
 from unlearn_trainer.trainer import UnlearnTrainer
-
-
-def load_data(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig):
-    """Tokenizer and tokenized rows, with those that go with the forget rows where the objective asks for them."""
-    with PartialState().main_process_first():
-        tokenizer, items, data = load_rows(model_args, data_args, args)
-        return tokenizer, add_companions(data, items["forget"], tokenizer, data_args, args)
 
 
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:

@@ -38,13 +38,14 @@ from pathlib import Path
 
 import torch
 
-from run_unlearn import load_data, make_trainer
+from run_unlearn import make_trainer
 from unlearn_trainer.arguments import did_you_mean
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.engines import engine_of_its_own
 from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
+from unlearn_trainer.loading import load_data
 from unlearn_trainer.models import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.parser import parse_arguments

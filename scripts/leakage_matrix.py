@@ -24,13 +24,14 @@ from pathlib import Path
 
 import numpy as np
 
-from run_unlearn import load_data, make_trainer
+from run_unlearn import make_trainer
 from unlearn_trainer.audit.pictures import heat_map
 from unlearn_trainer.audit.verdict import LEAST_KNOWN
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError, Terminated
 from unlearn_trainer.evaluation.report import configuration, environment, write_json
+from unlearn_trainer.loading import load_data
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import prepare_stages
 

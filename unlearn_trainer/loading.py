@@ -5,13 +5,42 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
-from .data import Item, TokenizedData, load_splits, read_jsonl, synthetic, tokenize_splits
+from .data import (
+    Item,
+    TokenizedData,
+    add_alternatives,
+    add_counterparts,
+    find_alternatives,
+    load_splits,
+    read_jsonl,
+    synthetic,
+    tokenize_splits,
+)
 from .models import load_tokenizer
 
 SPLITS = ("forget", "retain", "valid", "test")
+
+
+def load_data(
+    model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig
+) -> tuple[PreTrainedTokenizerBase, TokenizedData]:
+    """The tokenizer and the tokenized rows of a training; call it on every process.
+
+    With them come the rows that go with the forget rows, where ``--forget_objective`` needs any: alternative answers
+    or never-seen counterparts.
+    """
+    with PartialState().main_process_first():
+        tokenizer, items, data = load_rows(model_args, data_args, args)
+        if args.needs_companion("alternative"):
+            path = find_alternatives(data_args.alternative_answers, data_args.data_dir)
+            data = add_alternatives(data, items["forget"], tokenizer, data_args.max_seq_length, args.seed, path)
+        if args.needs_companion("counterpart"):
+            data = add_counterparts(data, args.seed)
+    return tokenizer, data
 
 
 def load_rows(
