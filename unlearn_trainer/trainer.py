@@ -50,7 +50,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
-        model: any ``AutoModelForCausalLM``, or a ``PeftModel`` around one.
+        model: any ``AutoModelForCausalLM``, or a ``PeftModel`` around one. Its dropout is turned off.
         args: objectives, weights and everything a Trainer takes.
         forget_dataset, retain_dataset: tokenized rows (``unlearn_trainer.data.tokenize_splits``); one may be ``None``
             where the method has no objective for it.
