@@ -109,6 +109,11 @@ def test_the_position_is_a_share_of_the_way_back(same_rows):
     assert (same["low"] == same["high"]) == same_rows
     assert excess(before, never_seen, 0, same_rows)["value"] == pytest.approx(0.9)
     assert position(before, before, before, 0, same_rows) is None
+    # An attack that tells a model nine tenths which never saw them is no leak where it tells the audited one as much.
+    taught = rows([0.9] * 40)
+    assert position(taught, taught, before, 0, same_rows, never_seen)["value"] == pytest.approx(0)
+    more = position(rows([0.99] * 40), taught, before, 0, same_rows, never_seen)
+    assert more["value"] == pytest.approx(0.09 / 0.9) and more["high"] < 0.15
 
 
 def test_without_a_common_item_there_is_no_position():

@@ -12,6 +12,9 @@ SHORT = {
     "memorization_accuracy": "MA",
     "extraction_strength": "ES",
     "probing_accuracy": "PA",
+    "probing_accuracy_answer_tokens": "PA, answer only",
+    "mean_reciprocal_rank": "MRR",
+    "rank_consistency": "RankC",
     "min_k_plus_plus": "Min-K++",
     "rouge_l": "ROUGE-L",
 }

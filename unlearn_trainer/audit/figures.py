@@ -124,39 +124,47 @@ def paired(*rows: Mapping[str, list]) -> np.ndarray:
 
 
 def position(
-    audited: Mapping, reference: Mapping, before: Mapping, seed: int, same_rows: bool = True
+    audited: Mapping,
+    reference: Mapping,
+    before: Mapping,
+    seed: int,
+    same_rows: bool = True,
+    unattacked: Mapping | None = None,
 ) -> dict[str, float] | None:
     """Where the audited model stands between one that never saw the rows (0) and the one before (1).
+
+    That is how far it lies above the never-seen model under the same attack, as a share of how far the model before
+    lies above it without any. An attack that teaches the answers to every model then moves nobody.
 
     Args:
         audited, before: ``{"items", "values"}`` of one figure and language.
         reference: of a model that never saw these rows or, with ``same_rows`` false, of rows that were never seen.
         seed: of the bootstrap, which draws what belongs to one item together.
+        unattacked: of the reference without the attack; by default ``reference`` is that.
 
     Returns:
         The figure; None where no item is common to all, or before and reference are the same.
     """
+    unattacked = unattacked or reference
 
-    def share(value, never, known):
+    def share(value, never, known, never_plain):
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (value - never) / (known - never)
+            return (value - never) / (known - never_plain)
 
     if same_rows:
-        triples = paired(audited, reference, before)
-        if not len(triples) or triples[:, 1].mean() == triples[:, 2].mean():
+        rows = paired(audited, reference, before, unattacked)
+        if not len(rows) or rows[:, 2].mean() == rows[:, 3].mean():
             return None
-        found = bootstrap(lambda drawn: share(*_means(drawn, 0, 1, 2)), triples, seed=seed)
-    else:
-        pairs, others = paired(audited, before), np.array(reference["values"])
-        if not len(pairs) or not len(others) or others.mean() == pairs[:, 1].mean():
-            return None
-        found = bootstrap(
-            lambda drawn, never: share(drawn[..., 0].mean(1), never.mean(1), drawn[..., 1].mean(1)),
-            pairs,
-            others,
-            seed=seed,
-        )
-    return found
+        return bootstrap(lambda drawn: share(*_means(drawn, 0, 1, 2, 3)), rows, seed=seed)
+    own, others = paired(audited, before), paired(reference, unattacked)
+    if not len(own) or not len(others) or own[:, 1].mean() == others[:, 1].mean():
+        return None
+
+    def share_of_others(drawn, never):
+        (value, known), (never_attacked, never_plain) = _means(drawn, 0, 1), _means(never, 0, 1)
+        return share(value, never_attacked, known, never_plain)
+
+    return bootstrap(share_of_others, own, others, seed=seed)
 
 
 def excess(audited: Mapping, reference: Mapping, seed: int, same_rows: bool = True) -> dict[str, float] | None:

@@ -135,12 +135,16 @@ class Findings:
         # What an attack brings back is measured by all there was to know, not by what it would have brought before.
         # The rows of earlier requests were forgotten before already: for them the difference alone speaks.
         variant, _, metric = name.rpartition("/")
-        plain = self.results["memorization"].get(BEFORE, {}).get("rows", {}).get(metric, {}).get(language)
-        before = None if variant.startswith(EARLIER) else plain or others[BEFORE]
-        if before is not None:
-            figure["known"] = excess(before, reference, seed, same_rows)
+        plain = {
+            model: self.results["memorization"].get(model, {}).get("rows", {}).get(metric, {}).get(language)
+            for model in (BEFORE, NEVER_SEEN)
+        }
+        if None in plain.values():  # a figure that the check alone has
+            plain = others
+        if plain[BEFORE] is not None and not variant.startswith(EARLIER):
+            figure["known"] = excess(plain[BEFORE], plain[NEVER_SEEN], seed, same_rows)
             if is_known(figure["known"], metric):
-                figure["position"] = position(rows, reference, before, seed, same_rows)
+                figure["position"] = position(rows, reference, plain[BEFORE], seed, same_rows, plain[NEVER_SEEN])
         return {key: value for key, value in figure.items() if value is not None}
 
     def _add_comparisons(self, found):

@@ -181,7 +181,8 @@ def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
     lines: dict[tuple[bool, str], dict[str, list[Entry]]] = {}
     for code, each in entries.items():
         for entry in each:
-            if entry.place is not None:
+            # Perplexities differ by powers: their logarithm, the loss, can be seen on a line.
+            if entry.place is not None and "perplexity" not in entry.metric:
                 lines.setdefault((entry.judged, entry.line), {}).setdefault(code, []).append(entry)
     if not lines:
         yield Paragraph("Without a model before, and one that never saw the texts or such rows, nothing has a place.")
