@@ -151,7 +151,7 @@ def short(metric: str) -> str:
     """A metric's short name; a prefix such as that of a split stays before it."""
     for name, abbreviation in SHORT.items():
         if metric == name or metric.endswith(f"_{name}"):
-            return words(metric.removesuffix(name)) + abbreviation
+            return words(metric.removesuffix(name)).replace("auc", "AUC") + abbreviation
     return words(metric).replace("auc", "AUC")
 
 
