@@ -34,6 +34,10 @@ setup(
     ],
     extras_require={
         **EXTRAS,
-        "dev": ["pytest>=9", "pytest-timeout", "hypothesis", "scipy", "ruff>=0.14", *EXTRAS["plots"], *EXTRAS["sentencepiece"]],
+        "dev": [
+            *("pytest>=9", "pytest-timeout", "hypothesis", "scipy", "ruff>=0.14"),
+            *EXTRAS["plots"],
+            *EXTRAS["sentencepiece"],
+        ],
     },
 )
