@@ -199,7 +199,7 @@ class ObjectiveArguments:
     relearn_steps: int = _flag(2, "Steps of that relearning.")
     relearn_rate: float | None = _flag(None, "Size of each of them, for every weight; by default 7 x learning_rate.")
     rmu_layer: int | None = _flag(
-        None, "Layer whose output rmu looks at, from 1; by default at 7/32 of the depth, as published."
+        None, "Layer whose output rmu looks at, from 1; by default 8 of 32, as published, and in proportion."
     )
     schedule: Literal["joint", "alternate"] = _flag(
         "joint", "`joint`: forget and retain rows in every batch; `alternate`: a pass over one, then over the other."
