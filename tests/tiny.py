@@ -1,6 +1,7 @@
 """Tiny real models of many architectures, made from configs."""
 
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCABULARY = 211
@@ -48,7 +49,35 @@ def tiny_model(kind: str = "llama", seed: int = 0, dtype=torch.float32, **change
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    if dtype == torch.float64:
+        compute_in_float64(model)
     return model
+
+
+class _Float64(TorchFunctionMode):
+    """Casts to float64 what is to be cast to float32."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.float:
+            function = torch.Tensor.double
+        args = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        return function(*args, **kwargs)
+
+
+def compute_in_float64(model):
+    """Makes norms, softmaxes and rotations of ``model`` compute in float64, which many cast to float32.
+
+    Otherwise what agrees to the last digit on one processor differs by float32's rounding on another.
+    """
+    modes = []
+
+    def enter(module, args):
+        modes.append(_Float64())
+        modes[-1].__enter__()
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(lambda module, args, output: modes.pop().__exit__(None, None, None), always_call=True)
 
 
 def tiny_multimodal(window: int = 8):
