@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import typing
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -299,3 +300,60 @@ def test_several_gpus_in_one_process_are_refused(monkeypatch):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 4))
     with pytest.raises(ConfigError, match="accelerate launch --num_processes 4"):
         flags()
+
+
+def listed_fields():
+    for dtype in (ModelArguments, DataArguments, UnlearnConfig):
+        for name, hint in typing.get_type_hints(dtype).items():
+            parts = typing.get_args(hint) if typing.get_origin(hint) is not typing.Literal else (hint,)
+            choices = [word for part in parts if typing.get_origin(part) is typing.Literal for word in part.__args__]
+            if choices and str not in parts:
+                yield dtype, name, choices[0]
+
+
+@pytest.mark.parametrize("dtype, name, choice", listed_fields())
+def test_a_misspelled_value_is_refused_in_python_too(dtype, name, choice, tmp_path):
+    given = {"output_dir": str(tmp_path)} if dtype is UnlearnConfig else {"model_name_or_path": "m"}
+    given = {"data_dir": "d"} if dtype is DataArguments else given
+    with pytest.raises(ConfigError, match=f"--{name} {choice}x is not one of .*did you mean {choice}"):
+        dtype(**{**given, name: f"{choice}x"})
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("satimp_beta1", -5),
+        ("satimp_beta2", -0.1),
+        ("calibrated_margin", -3),
+        ("calibrated_spread", -1),
+        ("npo_beta", 0),
+        ("undial_strength", -1),
+        ("rmu_steering", 0),
+        ("simnpo_delta", float("inf")),
+        ("wga_beta", float("nan")),
+        ("satimp_beta1", "5"),
+        ("relearn_rate", -1),
+        ("relearn_coef", -2),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused_in_python_too(name, value, tmp_path):
+    with pytest.raises(ConfigError, match=f"--{name} must"):
+        UnlearnConfig(output_dir=str(tmp_path), **{name: value})
+
+
+def test_satimp_weighs_forgetting_ten_times_as_published():
+    config = flags("--method", "satimp")
+    assert (config.forget_coef, config.retain_coef) == (1.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "surgery", [{"relearn_coef": 1.0}, {"project_forget_gradient": True}, {"method": "calibrated"}]
+)
+def test_reentrant_checkpointing_is_refused_where_gradients_are_taken_apart(surgery, tmp_path):
+    checkpointed = {"output_dir": str(tmp_path), "gradient_checkpointing": True, **surgery}
+    with pytest.raises(ConfigError, match="use_reentrant"):
+        UnlearnConfig(**checkpointed, gradient_checkpointing_kwargs={"use_reentrant": True})
+    assert UnlearnConfig(**checkpointed, gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert UnlearnConfig(
+        output_dir=str(tmp_path), gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
+    )

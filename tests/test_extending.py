@@ -163,3 +163,32 @@ def test_every_objective_and_option_is_described_with_its_default():
         assert [name for name in registry if f"`{name}`" not in text] == []
     for option, default in objective_options().items():
         assert f"`--{option} {default:g}`" in METHODS_GUIDE
+
+
+@pytest.mark.parametrize(
+    "function, unit, message",
+    [
+        (lambda tokens: tokens.nll.mean(), "token", r"objective mine must return one value a token, .* not \[\]"),
+        (lambda tokens: 0.5, "token", "objective mine must return one value a token, .* not float"),
+        (lambda tokens: tokens.nll[1:], "token", "objective mine must return one value a token"),
+        (lambda rows: rows.nll.sum(), "row", r"objective mine must return one value a row, .* not \[\]"),
+        (lambda tokens: tokens.nll * tokens.kl, "token", "objective mine asks for kl, .* add kl to its needs"),
+        (lambda tokens: tokens.log_prob_std, "token", "objective mine asks for .* add log_prob_moments to its needs"),
+        (lambda rows: rows.alternative.nll, "row", "objective mine asks for alternative, .* to its needs"),
+        (lambda rows: rows.nll - rows.teacher_nl, "row", "no such field; did you mean teacher_nll"),
+    ],
+)
+def test_a_function_that_breaks_the_contract_is_named(function, unit, message, tmp_path, monkeypatch):
+    objective = Objective("mine", function, frozenset({"nll"}), unit=unit)
+    monkeypatch.setitem(FORGET_OBJECTIVES, "mine", objective)
+    trainer = tiny_trainer(tmp_path, forget_objective="mine", retain_objective="none")
+    with pytest.raises(ConfigError, match=message):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "need, near", [("nnll", "nll"), ("teacher_nl", "teacher_nll"), ("counterparts", "counterpart")]
+)
+def test_a_misspelled_need_names_the_nearest(need, near):
+    with pytest.raises(ConfigError, match=f"cannot need {need}; did you mean {near}"):
+        Objective("mine", lambda tokens: tokens.nll, frozenset({need}))

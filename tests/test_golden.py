@@ -111,7 +111,7 @@ def objective_figure(folder, settings, side, term, tmp_path):
     if term is not None:
         trainer.objectives[side] = dataclasses.replace(
             objective,
-            function=lambda tokens: objective.terms(tokens)[term],
+            function=lambda tokens: objective.function(tokens)[term],
             counts=(objective.counts[term],),
         )
     data = trainer.train_dataset

@@ -1,14 +1,13 @@
 """Every flag of a run, with its default and the combinations that are refused."""
 
-import difflib
 import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Literal
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import SchedulerType, TrainingArguments, get_scheduler
@@ -16,7 +15,7 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 from transformers.training_args import OptimizerNames
 
-from .errors import ConfigError
+from .errors import ConfigError, did_you_mean
 from .layers import parse_layers
 from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
 
@@ -45,12 +44,6 @@ def objective_choices() -> dict[str, list[str]]:
     }
 
 
-def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean <the nearest choice>?`, or nothing where none is near."""
-    near = difflib.get_close_matches(word, choices, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 def _flag(default, help: str):
     return field(default=default, metadata={"help": help})
 
@@ -63,6 +56,25 @@ def _split_commas(values: list[str] | None) -> list[str] | None:
 def _check(is_valid: bool, message: str) -> None:
     if not is_valid:
         raise ConfigError(message)
+
+
+def _check_choice(arguments: object, name: str, choices: list) -> None:
+    value = getattr(arguments, name)
+    _check(
+        value in choices,
+        f"--{name} {value} is not one of {', '.join(map(str, choices))}{did_you_mean(str(value), map(str, choices))}",
+    )
+
+
+def _check_literals(arguments: object) -> None:
+    """Refuse a misspelled value of any field whose type lists its values; Python checks none of them."""
+    hints = get_type_hints(type(arguments))
+    for item in fields(arguments):
+        hint = hints[item.name]
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if all(part is type(None) or get_origin(part) is Literal for part in parts):
+            listed = [value for part in parts for value in (get_args(part) or (None,))]
+            _check_choice(arguments, item.name, listed)
 
 
 @dataclass
@@ -88,6 +100,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        _check_literals(self)
         self.lora_target_modules = _split_commas(self.lora_target_modules)
         _check(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
         for item in fields(self):
@@ -130,6 +143,7 @@ class DataArguments:
     max_predict_samples: int | None = _flag(None, "Use only this number of items of the test split.")
 
     def __post_init__(self):
+        _check_literals(self)
         self.languages = _split_commas(self.languages)
         self.heldout_languages = _split_commas(self.heldout_languages) or []
         _check(
@@ -283,8 +297,9 @@ class UnlearnConfig(
         if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
             _check(Path(self.deepspeed).is_file(), f"--deepspeed {self.deepspeed}: there is no such file")
         self._check_launched()
+        _check_literals(self)
         for name, choices in CHOICES.items():
-            self._check_choice(name, [choice.value for choice in choices])
+            _check_choice(self, name, [choice.value for choice in choices])
         if isinstance(self.report_to, str):
             self.report_to = _split_commas([self.report_to])
         super().__post_init__()
@@ -321,22 +336,15 @@ class UnlearnConfig(
             )
 
     def _resolve_objectives(self) -> None:
-        self._check_choice("method", objective_choices()["method"])
+        _check_choice(self, "method", objective_choices()["method"])
         for name in ("forget_objective", "retain_objective"):
             if getattr(self, name) is None:
                 setattr(self, name, getattr(METHODS[self.method], name))
-            self._check_choice(name, objective_choices()[name])
+            _check_choice(self, name, objective_choices()[name])
         published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform", "relearn_coef": 0.0}
         for name, value in (published | METHODS[self.method].settings).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-
-    def _check_choice(self, name: str, choices: list[str]) -> None:
-        value = getattr(self, name)
-        _check(
-            value in choices,
-            f"--{name} {value} is not one of {', '.join(choices)}{did_you_mean(str(value), choices)}",
-        )
 
     def _check_ranges(self) -> None:
         for name, value in vars(self).items():
@@ -353,12 +361,13 @@ class UnlearnConfig(
             "retain_epsilon",
             "retain_weight_min",
             "weight_decay",
+            "relearn_coef",
+            "relearn_rate",
         ):
             _check(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
         _check(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
-        for name in (item.name for item in fields(MethodArguments)):
-            if name.rpartition("_")[2] in ("beta", "strength", "steering"):
-                _check(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
+        for objective in (*FORGET_OBJECTIVES.values(), *RETAIN_OBJECTIVES.values()):
+            objective.with_options(self)  # refuses what is out of the range in the objective's signature
         for name in ("seed", "data_seed"):
             value = getattr(self, name)
             _check(value is None or 0 <= value < 2**32, f"--{name} must be 0 to {2**32 - 1}, not {value}")
@@ -420,6 +429,13 @@ class UnlearnConfig(
             self.relearn_coef == 0 or (forgets and self.forget_objective != "nll"),
             f"--relearn_coef {self.relearn_coef} guards what is forgotten, but --forget_objective is "
             f"{self.forget_objective}; leave it out",
+        )
+        surgery = "--relearn_coef" if self.relearn_coef else "--project_forget_gradient"
+        reentrant = self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        _check(
+            not reentrant or not (self.relearn_coef or self.project_forget_gradient),
+            f"{surgery} takes gradients by torch.autograd.grad, which reentrant checkpointing does not allow: give "
+            "--gradient_checkpointing_kwargs '{\"use_reentrant\": false}', or leave one of the two out",
         )
         _check(
             self.retain_weighting == "uniform" or retains,

@@ -1,5 +1,14 @@
 """Errors a user can mend. Each message names the file, line, language or flag, and the remedy."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean <the nearest choice>?`, or nothing where none is near."""
+    near = difflib.get_close_matches(word, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
 
 class UnlearnError(ValueError):
     """Base of every error caused by the caller's input; the command line ends with exit code 2 on it."""

@@ -214,7 +214,7 @@ class _Side:
                 statistics.distill_weight = torch.exp(-statistics.teacher_nll)
             if control is not None:
                 statistics.control = control.to(like.dtype)
-            terms = self.objective.terms(statistics)
+            terms = self.objective.terms(statistics, len(weights[where]))
             if len(terms) != len(self.divisors):
                 name, counts = self.objective.name, len(self.divisors)
                 raise ConfigError(f"objective {name} returns {len(terms)} terms and names {counts} counts")
@@ -248,7 +248,7 @@ class _Side:
         for other in groups[1:]:
             rows.alternative = other.statistics()
             counted = counted & (rows.alternative.tokens > 0)
-        (values,) = self.objective.terms(rows)
+        (values,) = self.objective.terms(rows, len(weights))
         share = torch.where(counted, values * weights.to(values.dtype), 0) / self.divisors.to(values.dtype)
         loss = self.coefficient * share.sum()
         slopes = torch.autograd.grad(loss, [sums.leaf for sums in groups], allow_unused=True)

@@ -19,7 +19,7 @@ METHODS: dict[str, Method] = {
     "rmu": Method("rmu", "rmu", {"retain_coef": 1200.0}),
     "undial": Method("undial", "none"),
     "wga": Method("wga", "nll"),
-    "satimp": Method("satimp", "nll", {"forget_coef": 0.1}),
+    "satimp": Method("satimp", "nll", {"retain_coef": 0.1}),
     "ceu": Method("ceu", "none"),
     "pdu": Method("pdu", "nll", {"retain_weighting": "primal_dual"}),
     "calibrated": Method("calibrated", "lingtea", {"retain_coef": 5.0, "relearn_coef": 2.0}),

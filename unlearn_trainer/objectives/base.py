@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import torch
 
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from ..lm_head import TokenStatistics
 
 IGNORED = -100
@@ -21,6 +22,27 @@ _OF_TOKENS = FROM_TEACHER | {
 }
 _OF_ROWS = {"nll", "teacher_nll", "alternative"}
 _WITH = {"distill_weight": "teacher_nll", "teacher_hidden": "hidden", "control": "hidden", "teacher_logits": "reduced"}
+
+
+@dataclasses.dataclass(frozen=True)
+class AtLeast:
+    """The least value of an objective's option, in its annotation: ``Annotated[float, AtLeast(0)]``.
+
+    With ``excluded`` the bound itself is not allowed.
+    """
+
+    bound: float
+    excluded: bool = False
+
+    def __str__(self):
+        return f"{'above' if self.excluded else 'at least'} {self.bound:g}"
+
+    def allows(self, value: float) -> bool:
+        return value > self.bound if self.excluded else value >= self.bound
+
+
+NotNegative = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, AtLeast(0, excluded=True)]
 
 
 @dataclasses.dataclass
@@ -77,7 +99,10 @@ class Objective:
     def __post_init__(self):
         known = _OF_TOKENS if self.unit == "token" else _OF_ROWS
         if unknown := sorted(self.needs - known):
-            raise ConfigError(f"objective {self.name}: a {self.unit}'s loss cannot need {', '.join(unknown)}")
+            raise ConfigError(
+                f"objective {self.name}: a {self.unit}'s loss cannot need {', '.join(unknown)}"
+                f"{did_you_mean(unknown[0], sorted(known))}"
+            )
         missing = {other for need, other in _WITH.items() if need in self.needs} - self.needs
         if missing:
             raise ConfigError(f"objective {self.name}: its needs lack {', '.join(sorted(missing))}")
@@ -108,15 +133,67 @@ class Objective:
         def bound(part):
             if part is None:
                 return None
-            names = [p.name for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY]
-            given = {name: getattr(settings, f"{self.name}_{name}", self.options[name]) for name in names}
+            options = [
+                p for p in inspect.signature(part, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY
+            ]
+            given = {p.name: getattr(settings, f"{self.name}_{p.name}", self.options[p.name]) for p in options}
+            for option in options:
+                self._check_option(option, given[option.name])
             return functools.partial(part, **given) if given else part
 
         return dataclasses.replace(self, function=bound(self.function), reduction=bound(self.reduction))
 
-    def terms(self, statistics: TokenStatistics | RowStatistics) -> tuple[torch.Tensor, ...]:
-        values = self.function(statistics)
-        return values if isinstance(values, tuple) else (values,)
+    def _check_option(self, option: inspect.Parameter, value: object) -> None:
+        if not isinstance(option.default, (int, float)) or isinstance(option.default, bool):
+            return
+        flag = f"--{self.name}_{option.name}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ConfigError(f"{flag} must be a finite number, not {value}")
+        for bound in get_args(option.annotation):
+            if isinstance(bound, AtLeast) and not bound.allows(value):
+                raise ConfigError(f"{flag} must be {bound}, not {value}")
+
+    def terms(self, statistics: TokenStatistics | RowStatistics, count: int) -> tuple[torch.Tensor, ...]:
+        """The function's values for ``count`` tokens or rows, each a tensor [count].
+
+        Raises:
+            ConfigError: the function asks for a field that is not there, or returns something else.
+        """
+        values = self.function(_Given(self.name, statistics))
+        terms = values if isinstance(values, tuple) else (values,)
+        for value in terms:
+            if not isinstance(value, torch.Tensor) or value.shape != (count,):
+                returned = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+                raise ConfigError(
+                    f"objective {self.name} must return one value a {self.unit}, a tensor [{count}] here, not "
+                    f"{returned}; leave sums and means to the trainer"
+                )
+        return terms
+
+
+# Fields that come with a need of another name.
+_GIVEN_WITH = {
+    **dict.fromkeys(("log_prob_mean", "log_prob_std"), "log_prob_moments"),
+    **dict.fromkeys(("unknown_nll", "unknown_hit", "unknown_mean", "unknown_std"), "counterpart"),
+}
+
+
+class _Given:
+    """Statistics that refuse to give a field that nobody asked for."""
+
+    def __init__(self, objective: str, statistics: TokenStatistics | RowStatistics):
+        self._objective, self._statistics = objective, statistics
+
+    def __getattr__(self, name: str):
+        value = getattr(self._statistics, name, None)
+        if value is None:
+            known = [item.name for item in dataclasses.fields(self._statistics)]
+            need = _GIVEN_WITH.get(name, name)
+            remedy = (
+                f"add {need} to its needs" if name in known else f"there is no such field{did_you_mean(name, known)}"
+            )
+            raise ConfigError(f"objective {self._objective} asks for {name}, which it was not given: {remedy}")
+        return _Given(self._objective, value) if isinstance(value, RowStatistics) else value
 
 
 @dataclasses.dataclass(frozen=True)
