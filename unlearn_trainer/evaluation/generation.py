@@ -1,12 +1,12 @@
 """What a model says of its own accord after the beginning of a row, against what the row says.
 
-The continuation is a plain argmax, token by token, through the very call that teacher forcing uses: so a row with a
-memorization accuracy of 1 is continued by exactly its own tokens. (``model.generate`` would add what the checkpoint's
+The continuation is a plain argmax, token by token, of the logits that teacher forcing sees (:mod:`.decoding`): so a
+row with a memorization accuracy of 1 is continued by exactly its own tokens. (``model.generate`` would add what the checkpoint's
 generation settings ask for, such as a repetition penalty, and passes by the outer module, whose hooks gather the
 weights under FSDP2.)
 """
 
-import inspect
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenize import IGNORE_INDEX
+from .decoding import base_of, predictions, way_to_continue
 from .rouge import rouge_l_recall, words
 
 
@@ -128,7 +129,9 @@ def greedy_continuations(
     state = PartialState()
     training = model.training
     model.eval()
-    batches = _batches(prompts, lengths, batch_size, _goes_by_padding(model, device))
+    longest = max((len(prompt) + length for prompt, length in zip(prompts, lengths, strict=True)), default=0)
+    way = way_to_continue(model, device, longest)
+    batches = _batches(prompts, lengths, batch_size if way.batched else 1, way.padded)
     # One more than the token's id: a reduction adds the zeros of those that had other rows.
     table = torch.zeros(len(prompts), max(lengths, default=0), dtype=torch.int64)
     # Every process makes equally many forwards, or sharded weights could not be gathered: spare ones are idle.
@@ -140,7 +143,7 @@ def greedy_continuations(
         is_idle = state.process_index >= len(of_round)
         batch = of_round[0][:1] if is_idle else of_round[state.process_index]
         chosen = [prompts[row] for row in batch]
-        found = [logits.argmax(-1) for logits in _predictions(model, chosen, steps, device)]
+        found = [logits.argmax(-1) for logits in itertools.islice(predictions(model, way, chosen, device), steps)]
         if not is_idle:
             table[batch, :steps] = torch.stack(found, 1).cpu() + 1
         bar.update()
@@ -153,7 +156,7 @@ def greedy_continuations(
 
 def end_of_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """The tokens that end a text: the tokenizer's, and those the checkpoint stops at."""
-    settings = getattr(_base(model), "generation_config", None)
+    settings = getattr(base_of(model), "generation_config", None)
     ids = getattr(settings, "eos_token_id", None)
     found = {tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])}
     return found - {None}
@@ -175,58 +178,10 @@ def _batches(prompts, lengths, batch_size, pads):
     for row in order:
         size = len(prompts[row]), lengths[row]
         wider = max(widest[0], size[0]), max(widest[1], size[1])
-        full = bool(batches) and (len(batches[-1]) + 1) * sum(wider) > budget
+        full = bool(batches) and (batch_size == 1 or (len(batches[-1]) + 1) * sum(wider) > budget)
         if not batches or full or not (pads or size[0] == widest[0]):
             batches.append([])
             wider = size
         batches[-1].append(row)
         widest = wider
     return batches
-
-
-def _predictions(model, prompts, steps, device):
-    """The logits [rows, vocabulary] of each step after ``prompts``, which are padded on the left."""
-    accepted = inspect.signature(_base(model).forward).parameters
-    width = max(map(len, prompts))
-    padded = min(map(len, prompts)) < width
-    # What fills up a prompt is masked, so any token will do.
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    # Nothing but the last position is predicted from: the logits of all others can be large.
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    cache = None
-    for _ in range(steps):
-        # Without a cache a model reads all again at every step.
-        new = 1 if cache is not None else ids.shape[1]
-        inputs = {"input_ids": ids[:, -new:], "attention_mask": mask, "use_cache": True, **last}
-        if padded and "position_ids" in accepted:
-            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -new:]
-        if cache is not None:
-            inputs["past_key_values"] = cache
-        outputs = model(**inputs)
-        cache = outputs.get("past_key_values")
-        logits = outputs["logits"][:, -1]
-        yield logits
-        token = logits.argmax(-1, keepdim=True)
-        ids, mask = torch.cat([ids, token], 1), torch.cat([mask, torch.ones_like(token)], 1)
-
-
-def _goes_by_padding(model, device):
-    """Whether ``model`` continues a prompt behind padding as it does alone, tried once.
-
-    Some recurrent models do not, nor do those that count positions in a way of their own.
-    """
-    vocabulary = _base(model).config.get_text_config().vocab_size
-    short, long = ([7 * place % min(97, vocabulary) for place in range(length)] for length in (5, 9))
-    with torch.autocast(device.type, enabled=False):
-        alone, padded = (
-            torch.stack([logits[0].float() for logits in _predictions(model, prompts, 2, device)])
-            for prompts in ([short], [short, long])
-        )
-    rounding = max(1e-5, 5 * torch.finfo(_base(model).dtype).eps)
-    return bool((padded - alone).norm() < rounding * alone.norm())
-
-
-def _base(model):
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

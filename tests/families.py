@@ -1,0 +1,93 @@
+"""A tiny model of every causal family that transformers knows, shrunk by rules and, where these do not do, by name."""
+
+import re
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+VOCABULARY = 211
+FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+# Fields of a configuration by name: the first rule that matches decides. All are whole numbers.
+_RULES = [
+    (r"(decoder_|unpadded_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
+    (r"topk_group", 1),
+    (r"n_group|num_expert_group|(mamba_)?n_?groups", 2),
+    (r"index_topk|hidden_size_per_layer_input", 8),
+    (r"num_(hidden_|decoder_|encoder_)?layers|n_layers?|decoder_layers|encoder_layers|num_blocks", 4),
+    (r"(index_)?(num_|n_)?(key_value_heads|kv_heads)|num_query_groups|swa_num_key_value_heads", 2),
+    (r"(num_|n_|index_n_|linear_num_|swa_num_)(decoder_|encoder_)?(attention_|key_|value_)?heads?", 4),
+    (r"(decoder_|encoder_)?attention_heads|linear_num_heads|n_mamba_heads|mamba_n(um)?_heads", 4),
+    (r"(attention_|linear_|swa_|linear_key_|linear_value_|index_|v_|dim_)?head_(dim|size)|d_head|dim_head|kv_channels", 8),
+    (r"qk_nope_head_dim|qk_rope_head_dim|v_head_dim", 8),
+    (r"qk_head_dim", 16),
+    (r"(q|kv|o)_lora_rank", 16),
+    (r"hidden_size_per_layer_input|laurel_rank|hc_lowrank|gated_norm_rank", 8),
+    (r"hidden_size|d_model|n_embd|embedding_dim|emb_dim|lru_width|word_embed_proj_dim|input_embedding_size", 32),
+    (r"embedding_size|output_embedding_size|router_hidden_size|attention_hidden_size", 32),
+    (r".*(intermediate_size(_mlp)?|ffn_dim|ffn_hidden_size|dim_ff|dff|d_inner|feed_forward_size)", 48),
+    (r"(num_|n_|moe_num_)(local_|routed_)?experts", 4),
+    (r"num_experts_per_tok(en)?|moe_topk|moe_k|num_selected_experts", 2),
+    (r"(mamba_|ssm_)?(d_)?state(_size)?", 8),
+    (r"(mamba_)?(dt_rank|time_step_rank)", 4),
+    (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|model_max_length|max_(target|source)_positions", 128),
+    (r"(attention_)?(sliding_)?window(_size)?|attention_chunk_size|local_attention|floor_scale|sliding_window_size", 8),
+    (r"rotary_dim", 4),
+    (r"pronunciation_vocab_size|shape_vocab_size|pronunciation_embed_dim|shape_embed_dim", 16),
+]
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+
+# What the rules do not reach, by family; "text_config.x" and the like go into a part.
+_OVERRIDES: dict[str, dict] = {}
+# Families that cannot be made tiny, or are no language models over text alone, with the reason.
+LEFT_OUT: dict[str, str] = {}
+
+
+def tiny_config(family: str):
+    """The configuration of a tiny model of ``family``."""
+    return _shrunk(CONFIG_MAPPING[family], _OVERRIDES.get(family, {}))
+
+
+def _shrunk(config_class, overrides):
+    try:
+        default = config_class()
+    except Exception:  # its defaults contradict one another; the overrides say what to start from
+        default = config_class(**{name: value for name, value in overrides.items() if "." not in name})
+    settings: dict = {}
+    known = {**default.to_dict()}
+    for name, value in known.items():
+        part = getattr(default, name, None)
+        if hasattr(part, "to_dict"):
+            inner = {key.split(".", 1)[1]: value for key, value in overrides.items() if key.startswith(f"{name}.")}
+            settings[name] = _shrunk(type(part), inner)
+        elif name in _TOKENS and value is not None:
+            settings[name] = _TOKENS[name]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            rule = next((size for pattern, size in _RULES if re.fullmatch(pattern, name)), None)
+            if rule is not None and value > 1:
+                settings[name] = min(rule, value)
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            settings[name] = 0.0
+    if settings.get("num_key_value_heads") and known["num_key_value_heads"] == known.get("num_attention_heads"):
+        settings["num_key_value_heads"] = settings["num_attention_heads"]
+    # An optional size that is left out comes from the full-sized defaults, or is missing.
+    if "head_dim" in known and "hidden_size" in known and known["head_dim"] is None:
+        settings["head_dim"] = 8
+    settings |= {name: value for name, value in overrides.items() if "." not in name}
+    return config_class(**settings)
+
+
+def tiny_family(family: str, seed: int = 0, dtype: torch.dtype = torch.float32):
+    """A randomly initialised model of ``family`` whose logits are spread enough for a wrong position to matter."""
+    torch.manual_seed(seed)
+    config = tiny_config(family)
+    for part in (config, config.get_text_config()):
+        if hasattr(part, "is_decoder"):
+            part.is_decoder = True
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.to(dtype)
