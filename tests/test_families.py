@@ -1,4 +1,4 @@
-"""Families of all kinds of attention, positions, experts and state; with `-m sweep` every one that transformers has."""
+"""Families of all kinds of attention, positions, experts and state; with `-m sweep` all that transformers has."""
 
 import pytest
 import torch

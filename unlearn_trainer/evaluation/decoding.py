@@ -169,7 +169,7 @@ def _ways(model):
 
 
 def _tried(model, device, sizes):
-    """The first way that is as good as plain forwards at all ``sizes``; in low precision the nearest of the fastest."""
+    """The first way that is as good as plain forwards at all ``sizes``; in low precision the nearest of a kind."""
     is_exact = base_of(model).dtype in (torch.float32, torch.float64)
     trials = []
     with torch.autocast(device.type, enabled=False):
@@ -205,7 +205,7 @@ def _error(model, way, rows, lengths, expected, device):
     worst = 0.0
     for group in together:
         prompts = [rows[index][: lengths[index]] for index in group]
-        forced = [rows[index][lengths[index] :] + [0] for index in group]
+        forced = [[*rows[index][lengths[index] :], 0] for index in group]
         try:
             steps = predictions(model, way, prompts, device, forced)
             logits = torch.stack([next(steps).float() for _ in range(_STEPS)], 1)

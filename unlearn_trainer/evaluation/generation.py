@@ -1,9 +1,9 @@
 """What a model says of its own accord after the beginning of a row, against what the row says.
 
 The continuation is a plain argmax, token by token, of the logits that teacher forcing sees (:mod:`.decoding`): so a
-row with a memorization accuracy of 1 is continued by exactly its own tokens. (``model.generate`` would add what the checkpoint's
-generation settings ask for, such as a repetition penalty, and passes by the outer module, whose hooks gather the
-weights under FSDP2.)
+row with a memorization accuracy of 1 is continued by exactly its own tokens. (``model.generate`` would add what the
+checkpoint's generation settings ask for, such as a repetition penalty, and passes by the outer module, whose hooks
+gather the weights under FSDP2.)
 """
 
 import itertools
