@@ -12,14 +12,15 @@ from accelerate.utils import release_memory
 from transformers import set_seed
 
 from unlearn_trainer import teacher
-from unlearn_trainer.arguments import ModelArguments, UnlearnConfig
+from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
 from unlearn_trainer.audit import audit_run, check_arguments
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
-from unlearn_trainer.engines import engine_of_its_own, start_deepspeed_on_cpu
-from unlearn_trainer.errors import ConfigError, Terminated
+from unlearn_trainer.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
+from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.evaluation.report import comparison_table, configuration, environment, peak_memory, write_results
+from unlearn_trainer.files import held_folder
 from unlearn_trainer.layers import restrict_training
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.memory import memory_table
@@ -58,8 +59,15 @@ def run(argv: list[str] | None = None) -> dict:
     stages = args.memorize_first or args.train_never_seen
     if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
         raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
+    check_processes(args.world_size)
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
+    with held_folder(args.output_dir):
+        return carry_out(model_args, data_args, args)
+
+
+def carry_out(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> dict:
+    """The run in its output folder, which no other run writes to meanwhile."""
     checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
@@ -73,10 +81,8 @@ def run(argv: list[str] | None = None) -> dict:
     timing = {"train_seconds": 0.0}
     if args.do_train:
         started = time.time()
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train_to_the_end("at step {step}; go on with --resume_from_checkpoint true", checkpoint)
         timing["train_seconds"] = time.time() - started
-        if trainer.terminated:
-            raise Terminated(f"SIGTERM at step {trainer.state.global_step}; go on with --resume_from_checkpoint true")
         save_trained(trainer, start)
     started = time.time()
     after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}

@@ -42,9 +42,10 @@ from run_unlearn import make_trainer
 from unlearn_trainer.arguments import did_you_mean
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.engines import engine_of_its_own
-from unlearn_trainer.errors import ConfigError, Terminated, TrainingDiverged
+from unlearn_trainer.errors import ConfigError, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
+from unlearn_trainer.files import held_folder, write_whole
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.models import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
@@ -181,11 +182,9 @@ class SeedRun:
             if row.name not in self.models:
                 started = time.perf_counter()
                 try:
-                    trainer.train()
+                    trainer.train_to_the_end(f"during {row.name} {row.weighting}; the same command goes on from there")
                 except TrainingDiverged as error:
                     return found | {"stop_reason": f"diverged: {error}"}
-                if trainer.terminated:
-                    raise Terminated(f"SIGTERM during {row.name} {row.weighting}; the same command goes on from there")
                 found = {
                     "seconds": time.perf_counter() - started,
                     "steps": trainer.state.global_step,
@@ -320,7 +319,7 @@ Settings beyond the preset's (`scripts/compare_methods.json`; `*`: all):
 {json.dumps({name: chosen for name, chosen in settings.items() if chosen}, indent=1)}
 ```
 """
-    (ROOT / "docs" / "comparison.md").write_text(text, encoding="utf-8")
+    write_whole(ROOT / "docs" / "comparison.md", text)
 
 
 def read_settings(file: Path) -> dict[str, dict]:
@@ -367,7 +366,18 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
         if name not in names:
             raise ConfigError(f"--methods {name} is not one of {', '.join(names)}{did_you_mean(name, names)}")
     chosen = [Row(name, weighting) for name in flags.methods or names for weighting in ("uniform", "target")]
+    with held_folder(flags.output_dir):
+        lines = table(compare(flags, rest, settings, chosen))
+    if flags.write_docs:
+        write_docs(lines, flags, rest, settings)
+    say(json.dumps(lines, indent=1) if flags.json else markdown(lines))
+    return lines
 
+
+def compare(
+    flags: argparse.Namespace, rest: list[str], settings: dict[str, dict], chosen: list[Row]
+) -> dict[Row, list[dict[str, float]]]:
+    """The cells of each row, one set a seed; what is finished is read."""
     results: dict[Row, list[dict[str, float]]] = {}
     for number, seed in enumerate(flags.seeds):
         seed_run = SeedRun(flags, rest, settings, seed)
@@ -382,11 +392,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
             shown = ", ".join(f"{COLUMNS[name]} {value:.3f}" for name, value in cells.items()) or "diverged"
             took = time.perf_counter() - started
             say(f"[{index}/{count}] seed {seed} {row.name} {row.weighting}: {shown} ({took:.0f} s)")
-    lines = table(results)
-    if flags.write_docs:
-        write_docs(lines, flags, rest, settings)
-    say(json.dumps(lines, indent=1) if flags.json else markdown(lines))
-    return lines
+    return results
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ from unlearn_trainer.audit.pictures import heat_map
 from unlearn_trainer.audit.verdict import LEAST_KNOWN
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
-from unlearn_trainer.errors import ConfigError, Terminated
+from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.evaluation.report import configuration, environment, write_json
+from unlearn_trainer.files import held_folder, write_whole
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import prepare_stages
@@ -137,8 +138,6 @@ class Grid:
     def __init__(self, argv: Sequence[str]):
         self.argv = list(argv)
         self.model_args, self.data_args, self.args = parse_arguments(self.argv)
-        if not self.args.output_dir:
-            raise ConfigError("give --output_dir")
         tokenizer, data = load_data(self.model_args, self.data_args, self.args)
         self.languages = data.languages
         if len(self.languages) < 2:
@@ -196,9 +195,7 @@ class Grid:
             started = time.time()
             if not trains:
                 return {"after": trainer.measure(description="never seen"), "before": {}, "seconds": 0.0}
-            trainer.train()
-            if trainer.terminated:
-                raise Terminated(f"SIGTERM while {language} was unlearned; the same command goes on with it")
+            trainer.train_to_the_end(f"while {language} was unlearned; the same command goes on with it")
             found = {
                 "before": trainer.language_weights.figures_at_start,
                 "after": trainer.measure(description="after"),
@@ -277,7 +274,15 @@ def run(argv: Sequence[str] | None = None) -> dict:
     parser.add_argument("--distances", type=Path, help="JSON file {language: {language: distance}}")
     parser.add_argument("--cover_bound", type=float, default=0.1, help="covered is what leaks at most this")
     flags, rest = parser.parse_known_args(argv)
-    grid = Grid(rest)
+    args = parse_arguments(rest)[2]
+    if not args.output_dir:
+        raise ConfigError("give --output_dir")
+    with held_folder(args.output_dir):
+        return measure_leakage(Grid(rest), flags)
+
+
+def measure_leakage(grid: Grid, flags: argparse.Namespace) -> dict:
+    """The matrix of ``grid``, its files written; runs what is not finished yet."""
     metric = grid.args.forget_metric
     distances = read_distances(flags.distances, grid.languages) if flags.distances else None
     never_seen, rows = grid.never_seen(), {}
@@ -298,9 +303,9 @@ def run(argv: Sequence[str] | None = None) -> dict:
     folder = Path(grid.args.output_dir)
     write_json(folder / "leakage.json", found)
     text = markdown(found)
-    (folder / "leakage.md").write_text(text, encoding="utf-8")
+    write_whole(folder / "leakage.md", text)
     picture = heat_map(grid.languages, grid.languages, found["matrix"], "unlearned in", "measured in", "leakage")
-    (folder / "leakage.svg").write_text(picture, encoding="utf-8")
+    write_whole(folder / "leakage.svg", picture)
     say(text)
     return found
 

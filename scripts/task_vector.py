@@ -20,11 +20,13 @@ import torch
 from accelerate import PartialState
 
 from run_unlearn import make_trainer
+from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
 from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
 from unlearn_trainer.console import run_command, say
 from unlearn_trainer.engines import engine_of_its_own, is_sharded
-from unlearn_trainer.errors import ConfigError, Terminated
+from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.evaluation.report import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.files import held_folder
 from unlearn_trainer.loading import load_rows
 from unlearn_trainer.models import load_model
 from unlearn_trainer.parser import parse_arguments
@@ -83,6 +85,12 @@ def run(argv: Sequence[str] | None = None) -> dict:
     if model_args.use_peft:
         raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
     args = dataclasses.replace(args, do_train=True)
+    with held_folder(args.output_dir):
+        return subtract_memory(model_args, data_args, args, flags)
+
+
+def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig, flags) -> dict:
+    """The run in its output folder; returns what is written to results.json."""
     checkpoint_to_resume(args, model_args)  # refuses a folder that holds something
     with PartialState().main_process_first():
         tokenizer, _, data = load_rows(model_args, data_args, args)  # the method's own rows have no part in this
@@ -95,9 +103,7 @@ def run(argv: Sequence[str] | None = None) -> dict:
         raise ConfigError("a task vector needs whole weights on each process: start without ZeRO-3 and FSDP")
     trained = {name: each for name, each in trainer.model.named_parameters() if each.requires_grad}
     start = {name: each.detach().to(args.device, copy=True) for name, each in trained.items()}
-    trainer.train()
-    if trainer.terminated:
-        raise Terminated("SIGTERM while the task vector was trained")
+    trainer.train_to_the_end("while the task vector was trained; nothing was written")
     step = {name: each.detach() - start[name] for name, each in trained.items()}
     timing = {"train_seconds": time.time() - started}
 

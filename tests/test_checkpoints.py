@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny import tiny_model, tiny_trainer
 from transformers import TrainerCallback
 
-from unlearn_trainer.checkpoints import UNFINISHED, checkpoint_to_resume
+from unlearn_trainer.checkpoints import UNFINISHED, checkpoint_to_resume, delete_old_checkpoints
 from unlearn_trainer.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ def test_a_save_cut_short_leaves_the_earlier_checkpoint_as_the_newest(tmp_path):
     # What a kill leaves behind: a part of the checkpoint, under no checkpoint's name.
     assert (tmp_path / UNFINISHED / "checkpoint-4" / "model.safetensors").exists()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
-    trainer.args.resume_from_checkpoint = "true"
+    trainer.args.resume_from_checkpoint, trainer.args.do_train = "true", True
     assert checkpoint_to_resume(trainer.args) == str(tmp_path / "checkpoint-2")
     assert not (tmp_path / UNFINISHED).exists()
 
@@ -101,6 +102,48 @@ def test_sigterm_saves_a_checkpoint_and_ends_the_training(tmp_path):
     resumed = tiny_trainer(tmp_path, **SAVING)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.state.global_step == 6
+
+
+@pytest.mark.parametrize(
+    "limit, best, kept",
+    [
+        (None, None, [2, 4, 6, 10]),
+        (2, None, [6, 10]),
+        (1, None, [10]),
+        (1, 4, [4, 10]),
+        (2, 4, [4, 10]),
+        (3, 4, [4, 6, 10]),
+        (9, 2, [2, 4, 6, 10]),
+    ],
+)
+def test_the_checkpoints_of_fewest_steps_are_the_oldest_whatever_their_times(limit, best, kept, tmp_path):
+    for age, steps in enumerate((2, 4, 6, 10)):
+        folder = tmp_path / f"checkpoint-{steps}"
+        folder.mkdir()
+        (folder / "trainer_state.json").write_text("{}")
+        os.utime(folder, (1000 - age, 1000 - age))
+    (tmp_path / "checkpoint-1").mkdir()  # a person's, not a run's
+    (tmp_path / "checkpoint-of-mine").mkdir()
+    # Where it was when it was written.
+    delete_old_checkpoints(tmp_path, limit, best and f"/elsewhere/run/checkpoint-{best}")
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {f"checkpoint-{steps}" for steps in kept} | {"checkpoint-1", "checkpoint-of-mine"}
+
+
+def test_the_best_checkpoint_of_a_folder_that_was_moved_is_kept_and_loaded(tmp_path):
+    # Ascent raises the forget loss at every step, so that the first is the lowest.
+    best = {"eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "forget_loss", "save_total_limit": 2}
+    settings = {**SAVING, **best, "load_best_model_at_end": True, "lr_scheduler_type": "constant"}
+    tiny_trainer(tmp_path / "first", **{**settings, "max_steps": 4}).train()
+    state = json.loads((tmp_path / "first" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).name == "checkpoint-2"
+    os.rename(tmp_path / "first", tmp_path / "moved")
+    resumed = tiny_trainer(tmp_path / "moved", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-4"))
+    found = sorted(path.name for path in (tmp_path / "moved").glob("checkpoint-*"))
+    assert found == ["checkpoint-2", "checkpoint-6"]
+    kept = load_file(tmp_path / "moved" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(resumed.model.state_dict()[key], value) for key, value in kept.items())
 
 
 @pytest.mark.parametrize("change", ["teacher", "forget_objective", "seed"])

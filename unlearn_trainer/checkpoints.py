@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from transformers.trainer_utils import get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import ModelArguments, UnlearnConfig
 from .errors import ConfigError
+from .files import make_own_folder, remove_own_folder
 
 RESULTS = "results.json"
 UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
@@ -29,13 +30,10 @@ def checkpoint_to_resume(args: UnlearnConfig, model_args: ModelArguments | None 
         model_args: names the models and the tokenizer that the run reads, none of which may be its output folder.
 
     Raises:
-        ConfigError: the folder cannot be made, or holds results, checkpoints or a model that nobody asked to resume;
+        ConfigError: it holds results, checkpoints or a model that nobody asked to resume;
             the checkpoint is none, is damaged, or was not written to its end.
     """
     output = Path(args.output_dir)
-    if args.process_index == 0:
-        shutil.rmtree(output / UNFINISHED, ignore_errors=True)
-    _check_place(output)
     if (output / RESULTS).exists():
         raise ConfigError(f"{output / RESULTS} holds an earlier result; choose another --output_dir or move it away")
     last = get_last_checkpoint(args.output_dir) if output.is_dir() else None
@@ -49,21 +47,9 @@ def checkpoint_to_resume(args: UnlearnConfig, model_args: ModelArguments | None 
         check_whole(Path(chosen))
     if args.do_train:
         _check_nothing_lost(output, args, model_args, resuming=chosen is not None)
+        if args.process_index == 0:
+            remove_own_folder(output / UNFINISHED)
     return chosen
-
-
-def _check_place(output: Path) -> None:
-    """Make the output folder, if that can be done."""
-    try:
-        for place in (output, *output.parents):
-            if place.is_file():
-                raise ConfigError(f"--output_dir {output}: {place} is a file; name a folder")
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot be made ({error.strerror or error})"
-        raise ConfigError(f"--output_dir {output} {reason}; name a folder that can be written to") from error
-    if not os.access(output, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output_dir {output} cannot be written to; name a folder that can")
 
 
 def _check_nothing_lost(
@@ -137,7 +123,7 @@ class WholeCheckpoints:
         staged, final = Path(output) / UNFINISHED / name, Path(output) / name
         writes = self.args.should_save
         if writes:
-            shutil.rmtree(staged, ignore_errors=True)
+            make_own_folder(staged.parent)
         self.accelerator.wait_for_everyone()
         self._staging = str(staged.parent)
         try:
@@ -145,39 +131,82 @@ class WholeCheckpoints:
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()
-        # The Trainer looked for the best checkpoint beside the one it wrote.
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(final)
+        # The Trainer looked for the best checkpoint beside the one it wrote, and the folder may have been moved since.
+        best = Path(output) / f"checkpoint-{self.state.best_global_step}"
+        if self.state.best_global_step and (best == final or best.is_dir()):
+            self.state.best_model_checkpoint = str(best)
         if writes:
             self.state.save_to_json(str(staged / LAST_WRITTEN))
             if final.exists():
                 os.replace(final, staged.with_name(f"{name}.old"))
             os.replace(staged, final)
-            shutil.rmtree(staged.parent)
-            rotate_checkpoints(
-                output_dir=output,
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            remove_own_folder(staged.parent)
+            delete_old_checkpoints(Path(output), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
+
+    def _load_best_model(self) -> None:
+        # As it was written down; a folder that was moved since has it under the same name.
+        best = self.state.best_model_checkpoint
+        here = best and Path(self.args.output_dir) / Path(best).name
+        if here and here.is_dir():
+            self.state.best_model_checkpoint = str(here)
+        super()._load_best_model()
+
+
+def delete_old_checkpoints(output: Path, limit: int | None, best: str | None) -> None:
+    """Keep the ``limit`` checkpoints of most steps, the best one among them.
+
+    The steps tell which are older: times of files do not, on a machine with another clock or after a copy.
+
+    Args:
+        limit: ``save_total_limit``; None keeps all. With 1, the best and the last are kept.
+        best: folder of the best checkpoint, of which the name alone counts.
+    """
+    if not limit or limit < 0:
+        return
+    written = [path for path in output.glob("checkpoint-*") if (path / LAST_WRITTEN).is_file() and _steps(path)]
+    written.sort(key=_steps)
+    kept = {path.name for path in written[-1:]}
+    if best is not None:
+        kept.add(Path(best).name)
+    for path in reversed(written):
+        if len(kept & {each.name for each in written}) < limit:
+            kept.add(path.name)
+    for path in written:
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _steps(checkpoint: Path) -> int:
+    number = checkpoint.name.removeprefix("checkpoint-")
+    return int(number) if number.isdigit() else 0
 
 
 class StopSignal:
-    """Within the context, SIGTERM (a cluster's warning) only sets ``received``; outside it is what it was."""
+    """Within the context SIGTERM (a cluster's warning) and Ctrl-C only set ``received``.
+
+    A second Ctrl-C does not wait for the step to end.
+
+    Attributes:
+        received: number of the signal, 0 for none.
+    """
 
     def __init__(self):
-        self.received = False
+        self.received = 0
 
     def __enter__(self):
-        self._earlier = None
+        self._earlier = {}
         with contextlib.suppress(ValueError):  # outside the main thread the signal is someone else's
-            self._earlier = signal.signal(signal.SIGTERM, self._receive)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._earlier[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *exception):
-        if self._earlier is not None:
-            signal.signal(signal.SIGTERM, self._earlier)
+        for number, handler in self._earlier.items():
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        self.received = True
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = int(number)

@@ -1,6 +1,7 @@
 """What a command prints and how it ends: figures that fit on a line, one clear error, an exit code."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from .engines import leave_process_group
 from .errors import Terminated, TrainingDiverged, UnlearnError
 
-EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_TERMINATED = 2, 3, 143
+EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
 
 def say(text: str) -> None:
@@ -31,7 +32,8 @@ def without_bars() -> None:
 def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
     """Run a command to its end, on one process or as one of many; a person's mistakes become one line.
 
-    Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint; 1: anything else.
+    Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint; 130: by Ctrl-C, with a
+    checkpoint where a training was under way; 1: anything else.
     """
     code = 1
     try:
@@ -42,7 +44,9 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
     except TrainingDiverged as error:
         code = _fail(f"stopped: {error}", EXIT_DIVERGED)
     except Terminated as error:
-        code = _fail(f"stopped: {error}", EXIT_TERMINATED)
+        code = _fail(f"stopped: {error}", 128 + error.signal_number)
+    except KeyboardInterrupt:
+        code = _fail("stopped: Ctrl-C; nothing that was finished is lost", 128 + signal.SIGINT)
     finally:
         leave_process_group(code)
     if code:

@@ -37,6 +37,25 @@ def check_engine(accelerator: Accelerator) -> None:
             raise ConfigError(f"this DeepSpeed file saves no ordinary model; set zero_optimization.{key}: true")
 
 
+def check_processes(world_size: int) -> None:
+    """Refuse to be one of several runs where a launcher meant several processes of one.
+
+    Without a GPU, accelerate starts the processes that it was asked for, and each takes itself for the only one.
+
+    Args:
+        world_size: processes that this one knows of.
+
+    Raises:
+        ConfigError: the launcher has started more.
+    """
+    started = os.environ.get("WORLD_SIZE", "1")
+    if started.isdigit() and int(started) > world_size:
+        raise ConfigError(
+            f"the launcher started {started} processes, which are not connected (there is no GPU for each): add "
+            "--use_cpu to let them work together on the CPU, or start a single process"
+        )
+
+
 def engine_of_its_own(args: TrainingArguments, **changes) -> TrainingArguments:
     """A copy of ``args`` with ``changes``, for one trainer of several in a process; it is now the one in force.
 

@@ -1,6 +1,7 @@
 """Errors a user can mend. Each message names the file, line, language or flag, and the remedy."""
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -27,4 +28,14 @@ class TrainingDiverged(RuntimeError):
 
 
 class Terminated(RuntimeError):
-    """The run was told to stop (SIGTERM) and saved a checkpoint first."""
+    """The run was told to stop, by SIGTERM or Ctrl-C, and ended after the step at hand.
+
+    Args:
+        signal_number: which of the two.
+        doing: what was cut short, and how to go on.
+    """
+
+    def __init__(self, signal_number: int, doing: str):
+        self.signal_number = signal.Signals(signal_number)
+        name = "Ctrl-C" if self.signal_number == signal.SIGINT else self.signal_number.name
+        super().__init__(f"{name} {doing}")

@@ -1,7 +1,5 @@
 """What a run works on: the tokenizer and the rows, from files, the Hub, or the corpus and model that are built in."""
 
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from .data import (
     synthetic,
     tokenize_splits,
 )
+from .files import make_own_folder, name_whole_folder
 from .models import load_tokenizer
 
 SPLITS = ("forget", "retain", "valid", "test")
@@ -89,7 +88,7 @@ def _built(folder: Path, build: Callable[[Path, int], None], seed: int) -> str:
     """The folder, built on first use; it appears under its name only when it is whole."""
     if not folder.exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
+        make_own_folder(unfinished)
         build(unfinished, seed)
-        os.replace(unfinished, folder)
+        name_whole_folder(unfinished, folder)
     return str(folder)

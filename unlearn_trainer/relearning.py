@@ -88,7 +88,7 @@ def relearn(
             processing_class=tokenizer,
         )
         trainer.remove_callback(CompactPrinter)
-        trainer.train()
+        trainer.train_to_the_end("while forgotten rows were relearned; the same command goes on from there")
     return trainer
 
 

@@ -7,8 +7,6 @@ saw it nobody can say what "forgotten" looks like.
 import dataclasses
 import importlib.util
 import json
-import os
-import shutil
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -18,7 +16,8 @@ from .console import say
 from .data import TokenizedData
 from .data.collator import TrainingRows, with_companions
 from .engines import engine_of_its_own
-from .errors import ConfigError
+from .errors import ConfigError, Terminated
+from .files import make_own_folder, name_whole_folder, remove_own_folder
 from .language_weights import WeightPolicy
 from .models import load_config, load_model
 from .objectives import METHODS
@@ -130,6 +129,9 @@ def stage_folder(
                 "delete the folder or choose another --output_dir"
             )
         return folder
+    unfinished = folder.with_name(f"{name}.unfinished")
+    if args.process_index == 0:
+        make_own_folder(unfinished)
     config = _stage_config(method, args, folder)
     say(f"stage {name}: --method {method} for {args.memorize_epochs:g} epochs, into {folder}")
     model = load_model(model_args, tokenizer)
@@ -144,16 +146,17 @@ def stage_folder(
         heldout_languages=data.heldout_languages,
         processing_class=tokenizer,
     )
-    trainer.train()
-    unfinished = folder.with_name(f"{name}.unfinished")
-    with trainer.accelerator.main_process_first():
-        if trainer.is_world_process_zero() and unfinished.exists():
-            shutil.rmtree(unfinished)
+    try:
+        trainer.train_to_the_end(f"in the stage {name}, which begins anew when the same command is given again")
+    except Terminated:
+        if trainer.is_world_process_zero():  # a checkpoint, which nothing goes on from
+            remove_own_folder(unfinished)
+        raise
     trainer.save_model(str(unfinished))
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         (unfinished / DESCRIPTION).write_text(json.dumps(settings, indent=1))
-        os.replace(unfinished, folder)
+        name_whole_folder(unfinished, folder)
     trainer.accelerator.wait_for_everyone()
     return folder
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
 from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
-from .errors import ConfigError, TrainingDiverged
+from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
 from .identity import check_identity, saved_identity, settings_of, trained_names
@@ -43,6 +44,8 @@ NOT_TAKEN = {
     "compute_metrics": "MultilingualEvaluator measures, and keeps no logits",
     "compute_loss_func": "register an objective, see docs/extending.md",
 }
+# What processes add up to agree on a signal: one Ctrl-C outweighs any number of SIGTERM.
+_STOPS = {0: 0, signal.SIGTERM: 1, signal.SIGINT: 2**16}
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
@@ -151,7 +154,7 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         self.loss_log = LossLog(args.device)
         self._stop_signal = StopSignal()
         self._teacher_cache: TeacherCache | None = None
-        self.terminated = False
+        self.stopped_by: signal.Signals | None = None
         for noisy, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(noisy) is not None:
                 self.add_callback(compact)
@@ -252,8 +255,27 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         if self._teacher_cache is not None and not self.terminated:
             self._teacher_cache.remove()
 
+    @property
+    def terminated(self) -> bool:
+        """Whether the training was told to stop before its end."""
+        return self.stopped_by is not None
+
+    def train_to_the_end(self, doing: str, resume_from_checkpoint: str | None = None) -> None:
+        """Train, for a result that is of use only when the training was not cut short.
+
+        Args:
+            doing: what is cut short otherwise, and how to go on; follows on the name of the signal.
+
+        Raises:
+            Terminated: it was told to stop.
+            TrainingDiverged: the loss or the trained weights are NaN or infinite.
+        """
+        self.train(resume_from_checkpoint=resume_from_checkpoint)
+        if self.stopped_by is not None:
+            raise Terminated(self.stopped_by, doing.format(step=self.state.global_step))
+
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """Train as any Trainer does; on SIGTERM, save after the current step and return (``terminated``).
+        """Train as any Trainer does; on SIGTERM or Ctrl-C, save after the current step and return (``terminated``).
 
         Raises:
             ConfigError: the checkpoint to resume is damaged, or another run's.
@@ -360,14 +382,15 @@ class UnlearnTrainer(WholeCheckpoints, Trainer):
         # One small reduction a batch carries the languages with NaN, the loss itself, and whether to stop.
         broken = torch.zeros(len(self.languages) + 2, device=loss.device)
         broken[-2] = ~torch.isfinite(loss.detach())
-        broken[-1] = self._stop_signal.received
+        broken[-1] = _STOPS[self._stop_signal.received]
         for side, found in figures.items():
             bad = ~torch.isfinite(found["nll"])
             broken.index_put_((tokens[side].row_languages,), bad.to(broken.dtype), accumulate=True)
         if self.args.world_size > 1:
             broken = reduce(broken, reduction="sum")
         *languages, loss_broken, stop = broken.tolist()
-        self.terminated = self.terminated or bool(stop)
+        if stop:
+            self.stopped_by = signal.SIGINT if stop >= _STOPS[signal.SIGINT] else signal.SIGTERM
         if loss_broken or any(languages):
             names = [name for name, flag in zip(self.languages, languages, strict=True) if flag]
             raise TrainingDiverged(

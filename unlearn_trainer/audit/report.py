@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_whole
 from .document import Bullets, Cell, Drawing, Figure, Folded, Group, Heading, Paragraph, Table, html_of, markdown_of
 from .entries import MEANINGS, UNMEASURED, Entry, entries_of, interval, number, short, words, worst
 from .pictures import Mark, escape, finite, heat_map, strip
@@ -37,7 +38,7 @@ def write_report(folder: str | os.PathLike, audit: Mapping[str, Any]) -> None:
     blocks = list(_blocks(audit))
     written = {"audit.md": markdown_of(blocks), "audit.html": html_of(blocks, f"Unlearning audit: {headline(audit)}")}
     for name, text in written.items():
-        _write(Path(folder) / name, text)
+        write_whole(Path(folder) / name, text)
 
 
 def headline(audit: Mapping[str, Any]) -> str:
@@ -325,17 +326,3 @@ def _summary(code: str, about: Mapping[str, Any], more: str = "") -> Cell:
 
 def _plain(text: str) -> Cell:
     return Cell(text, escape(text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

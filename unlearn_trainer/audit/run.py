@@ -7,9 +7,10 @@ from accelerate import PartialState
 
 from ..arguments import DataArguments, ModelArguments, UnlearnConfig
 from ..console import say, without_bars
-from ..engines import engine_of_its_own, start_deepspeed_on_cpu
+from ..engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
 from ..evaluation.report import configuration, environment, write_json
+from ..files import held_folder
 from ..loading import load_rows
 from ..models import load_model
 from .checks import CHECKS, chosen_checks
@@ -50,6 +51,13 @@ def audit(
         without_bars()
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
+    check_processes(args.world_size)
+    with held_folder(args.output_dir):
+        return _audit(model_args, data_args, args, before, never_seen)
+
+
+def _audit(model_args, data_args, args, before, never_seen):
+    """The audit in its folder, which no other one writes to meanwhile."""
     shared = _prepared(model_args, data_args, args)
     named = {
         name: given or (_model(model_args, folder) if folder is not None else None)

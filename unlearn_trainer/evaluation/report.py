@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..files import write_whole
+
 SCHEMA_VERSION = 1
 REQUIRED_KEYS = (
     "schema_version",
@@ -50,18 +52,7 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
     Raises TypeError for a value that JSON cannot hold.
     """
     text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, text)
 
 
 def configuration(model_args: Any, data_args: Any, args: TrainingArguments) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+"""What SIGTERM, Ctrl-C or a crash may interrupt is there as a whole or not at all, and a folder is one run's."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers.trainer
+from material import write_material
+from transformers import TrainerCallback
+
+import run_unlearn
+from unlearn_trainer import engines
+from unlearn_trainer.audit.__main__ import run as audit
+from unlearn_trainer.errors import ConfigError, Terminated
+from unlearn_trainer.files import MARK, held_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = "--memorize_first --train_never_seen --memorize_epochs 2 --per_device_train_batch_size 6".split()
+
+
+class Interrupting(TrainerCallback):
+    """Sends this process a signal in the training whose folder's name holds ``place``."""
+
+    signal_number, place = signal.SIGTERM, ""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 1 and self.place in args.output_dir:
+            os.kill(os.getpid(), self.signal_number)
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    def interrupt(signal_number, place):
+        monkeypatch.setattr(Interrupting, "signal_number", signal_number)
+        monkeypatch.setattr(Interrupting, "place", place)
+        callbacks = [*transformers.trainer.DEFAULT_CALLBACKS, Interrupting]
+        monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", callbacks)
+
+    yield interrupt
+    monkeypatch.undo()
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return write_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.mark.parametrize("signal_number, name", [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+@pytest.mark.parametrize("stage", ["memorized", "never_seen"])
+def test_a_stage_that_was_cut_short_is_not_kept_as_complete(
+    stage, signal_number, name, material, interrupting, tmp_path, monkeypatch
+):
+    flags = [*material, *STAGES, "--output_dir", str(tmp_path)]
+    interrupting(signal_number, stage)
+    with pytest.raises(Terminated, match=f"{name} in the stage {stage}") as stopped:
+        run_unlearn.run(flags)
+    assert 128 + stopped.value.signal_number == {"SIGTERM": 143, "Ctrl-C": 130}[name]
+    assert not (tmp_path / stage).exists()
+    assert (tmp_path / "memorized" / "stage.json").exists() == (stage == "never_seen")
+    monkeypatch.undo()
+    run_unlearn.run(flags)
+    for each in ("memorized", "never_seen"):
+        described = json.loads((tmp_path / each / "stage.json").read_text())
+        assert described["epochs"] == 2
+        assert not (tmp_path / each / MARK).exists()
+    assert not list(tmp_path.glob("*unfinished*")) and not (tmp_path / ".lock").exists()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_training_cut_short_leaves_a_checkpoint_and_no_model(signal_number, material, interrupting, tmp_path):
+    flags = [*material, "--do_train", "--max_steps", "4", "--output_dir", str(tmp_path / "run")]
+    interrupting(signal_number, "run")
+    with pytest.raises(Terminated, match="at step 2; go on with --resume_from_checkpoint true"):
+        run_unlearn.run(flags)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert not list((tmp_path / "run").glob("*.safetensors")) and not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_check_of_the_audit_that_was_cut_short_is_not_kept(material, interrupting, tmp_path):
+    words = "--audit_checks relearning --audit_relearn_steps 3 --audit_relearn_languages en".split()
+    flags = [*material, *words, "--output_dir", str(tmp_path / "audit")]
+    interrupting(signal.SIGTERM, "")  # relearning trains in a temporary folder
+    with pytest.raises(Terminated, match="relearned"):
+        audit(flags)
+    assert {path.name for path in (tmp_path / "audit").rglob("*")} == {
+        *("checks", "memorization-after.json", "memorization-never_seen.json")
+    }
+
+
+def test_a_second_ctrl_c_does_not_wait(material, tmp_path, monkeypatch):
+    class Twice(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Twice])
+    with pytest.raises(KeyboardInterrupt):
+        run_unlearn.run([*material, "--do_train", "--max_steps", "4", "--output_dir", str(tmp_path / "run")])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# ---- one folder, one run ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [run_unlearn.run, audit])
+def test_a_folder_in_use_is_refused_and_left_as_it_is(command, material, tmp_path):
+    flags = [*material, "--output_dir", str(tmp_path), *(["--do_train"] if command is run_unlearn.run else [])]
+    with held_folder(tmp_path):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        with pytest.raises(ConfigError, match=rf"in use by another run \(process {os.getpid()} on .*, since 2"):
+            command(flags)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert not list(tmp_path.iterdir())
+    with held_folder(tmp_path):
+        pass
+
+
+def test_a_crash_gives_the_folder_free(tmp_path):
+    hold = (
+        "import sys; from unlearn_trainer.files import held_folder\n"
+        "with held_folder(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(ConfigError, match=f"process {holder.pid} on"), held_folder(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / ".lock").exists()
+    with held_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "place, flags",
+    [
+        ("unfinished", ["--do_train", "--max_steps", "1"]),
+        ("memorized.unfinished", ["--memorize_first"]),
+        ("never_seen.unfinished", ["--train_never_seen"]),
+    ],
+)
+def test_a_person_s_own_folder_is_never_deleted(place, flags, material, tmp_path):
+    kept = tmp_path / place / "thesis.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with pytest.raises(ConfigError, match=f"{place} .* no run has made it; move it away"):
+        run_unlearn.run([*material, *flags, "--output_dir", str(tmp_path)])
+    assert kept.read_text() == "mine"
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_refused_run_deletes_nothing(material, tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / MARK).touch()
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds an earlier result"):
+        run_unlearn.run([*material, "--do_train", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "unfinished" / MARK).exists()
+
+
+@pytest.mark.parametrize("started, world_size, refused", [("2", 1, True), ("2", 2, False), ("1", 1, False)])
+def test_processes_that_do_not_know_of_each_other_are_refused(started, world_size, refused, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", started)
+    if not refused:
+        return engines.check_processes(world_size)
+    with pytest.raises(ConfigError, match="started 2 processes, which are not connected .* --use_cpu"):
+        engines.check_processes(world_size)
