@@ -49,6 +49,7 @@ _OVERRIDES: dict[str, dict] = {
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_group": 2, "topk_group": 1},
     # Fewer keys than a row has: which of equal ones are taken hangs on the length of the input.
     "deepseek_v32": {"index_topk": 64},
+    "axk2": {"index_topk": 64},
     "dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {
         "layer_types": _MIXED,
@@ -74,11 +75,25 @@ _OVERRIDES: dict[str, dict] = {
     },
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"num_hidden_layers": 12},
-    "zamba2": {"num_hidden_layers": 12, "mamba_headdim": 16, "n_mamba_heads": 4, "num_mem_blocks": 1},
+    "zamba": {"num_hidden_layers": 12, "attention_hidden_size": 64, "attention_head_dim": 16},
+    "zamba2": {
+        **{"layers_block_type": ["linear_attention", "hybrid"] * 2, "mamba_headdim": 16, "n_mamba_heads": 4},
+        **{"attention_head_dim": 16, "num_mem_blocks": 1, "attention_hidden_size": 64},
+    },
 }
 # Families that cannot be made tiny, or are no language models over text alone, with the reason.
-LEFT_OUT: dict[str, str] = {}
+LEFT_OUT: dict[str, str] = {
+    "blt": "reads bytes in patches that a second model cuts, and its parts' sizes hang on one another",
+    "dbrx": "its configuration has no base for its rotation in this release, so that no model can be made of it",
+    "dots3_note": "its layers are sized one by one; dots3_note_text is its language model",
+    "gemma3n": "its vision tower needs the package timm; gemma3n_text is its language model",
+    "gemma4_assistant": "drafts for another model, whose states it is given",
+    "gemma4_unified_assistant": "drafts for another model, whose states it is given",
+    "musicgen": "predicts codebooks of sound, not text",
+    "musicgen_melody": "predicts codebooks of sound, not text",
+}
+# Families whose predictions see what stands behind: they are refused.
+NOT_CAUSAL = {"cpmant", "prophetnet", "xlnet"}
 
 
 def tiny_config(family: str):

@@ -3,10 +3,16 @@
 import copy
 
 import torch
+from datasets import Dataset
 
-from unlearn_trainer.evaluation.decoding import rounding_of, way_to_continue
+from unlearn_trainer.arguments import ModelArguments
+from unlearn_trainer.evaluation.decoding import way_to_continue
+from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator
 from unlearn_trainer.evaluation.generation import greedy_continuations
-from unlearn_trainer.lm_head import attach_head
+from unlearn_trainer.lm_head import Segment, Segments, attach_head
+from unlearn_trainer.models import apply_peft, load_model
+from unlearn_trainer.packing import lay_out
+from unlearn_trainer.trials import rounding_of
 
 CPU = torch.device("cpu")
 # Lengths on both sides of a tiny model's windows, and one row of a single token.
@@ -45,3 +51,132 @@ def assert_greedy(model, prompt, ids):
     # Two logits that share a scale are told apart from this difference on.
     margin = 4 * rounding_of(model) * logits.abs().amax(-1)
     assert (best - chosen <= margin).all(), (prompt, ids, logits.argmax(-1).tolist())
+
+
+def nll_of(model, ids):
+    """[length - 1] of every token but the first, by the plain forward."""
+    logits = plain_logits(model, ids)[:-1]
+    return torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="none")
+
+
+def padded(rows):
+    mask = torch.tensor([[1] * len(row) + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+    ids = torch.tensor([row + [0] * (max(map(len, rows)) - len(row)) for row in rows])
+    return ids, mask
+
+
+def check_loss(model):
+    """The loss of padded rows, through the head in chunks, and its gradient are those of single plain rows."""
+    rows = rows_of_ids((4, 11, 7, 13), seed=1)
+    tried, plain = copy.deepcopy(model), copy.deepcopy(model)
+    attach_head(tried)
+    segments, _ = _segments_of(tried, rows, *padded(rows))
+    loss = tried(**segments)["loss"]
+    loss.backward()
+    expected = torch.zeros(())
+    for row in rows:
+        ids = torch.tensor([row])
+        logits = plain(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, :-1]
+        expected = expected + torch.nn.functional.cross_entropy(logits.float(), ids[0, 1:], reduction="sum")
+    expected.backward()
+    assert_near(loss.detach(), expected.detach(), 4 * rounding_of(model))
+    pairs = [(a.grad, b.grad) for a, b in zip(tried.parameters(), plain.parameters(), strict=True)]
+    assert [a is None for a, _ in pairs] == [b is None for _, b in pairs]
+    flat = [torch.cat([each[side].flatten().double() for each in pairs if each[0] is not None]) for side in (0, 1)]
+    assert_near(*flat, 20 * rounding_of(model))
+
+
+def _segments_of(model, rows, ids, mask, layout=None):
+    row, column = mask[:, 1:].nonzero(as_tuple=True)
+    inputs = layout.inputs if layout else {"input_ids": ids, "attention_mask": mask}
+    positions = layout.positions(row, column) if layout else row * ids.shape[1] + column
+    segment = Segment(
+        positions=positions,
+        targets=ids[row, column + 1],
+        needs=frozenset({"nll"}),
+        loss=lambda statistics, _: (statistics.nll.sum(), statistics.nll.sum()[None]),
+    )
+    return {**inputs, "segments": Segments(segment)}, segment
+
+
+@torch.no_grad()
+def check_packing(model):
+    """Rows that share lines come out as each alone; returns whether they did share lines."""
+    tried = copy.deepcopy(model)
+    attach_head(tried)
+    shared = []
+    for sizes in ((7, 3, 2, 4, 5), (23, 5, 11, 12, 9)):  # within the windows of tiny models, and beyond
+        rows = rows_of_ids(sizes, seed=2)
+        ids, mask = padded(rows)
+        layout = lay_out(tried, ids, mask)
+        shared.append(len(layout.inputs["input_ids"]) < len(rows))
+        kwargs, segment = _segments_of(tried, rows, ids, mask, layout)
+        tried(**kwargs)
+        expected = torch.cat([nll_of(model, row) for row in rows])
+        assert_near(segment.statistics.nll, expected, 4 * rounding_of(model))
+    return shared
+
+
+def check_candidates(model):
+    """What candidates score, sharing their beginning or not, is what each scores as a row of its own."""
+    common = rows_of_ids((9,), seed=3)[0]
+    endings = rows_of_ids((3, 5, 2), seed=4)
+    rows = [common + ending for ending in endings]
+    labels = [[-100] * len(common) + ending for ending in endings]
+    dataset = Dataset.from_list(
+        [
+            {
+                **{"input_ids": rows[0], "labels": labels[0], "language": 0, "item": 0},
+                **{"candidate_input_ids": rows, "candidate_labels": labels},
+                "candidate_correct": [True, False, False],
+            }
+        ]
+    )
+    evaluator = MultilingualEvaluator(["en"], 1, 0, 4, show_progress=False)
+    found = evaluator.candidates(copy.deepcopy(model), {"forget": dataset}, CPU)["forget"][0]
+    expected = [nll_of(model, row)[len(common) - 1 :].mean() for row in rows]
+    assert_near(torch.tensor(found.token_losses), torch.stack(expected), 4 * rounding_of(model))
+
+
+def check_adapter(model):
+    """The default adapter changes nothing before it is trained, and every part of it gets a gradient or none does."""
+    adapted = apply_peft(copy.deepcopy(model), ModelArguments(model_name_or_path="tiny", use_peft=True))
+    rows = rows_of_ids((9, 9), seed=5)
+    attach_head(adapted.get_base_model())
+    kwargs, segment = _segments_of(adapted, rows, *padded(rows))
+    adapted(**kwargs)["loss"].backward()
+    expected = torch.cat([nll_of(model, row) for row in rows])
+    assert_near(segment.statistics.nll, expected, 4 * rounding_of(model))
+    gradients = [p.grad for p in adapted.parameters() if p.requires_grad]
+    assert any(each is not None and each.norm() > 0 for each in gradients)
+
+
+def check_saving(model, folder):
+    """What is saved and loaded again predicts the same."""
+    row = rows_of_ids((12,), seed=6)[0]
+    tried = copy.deepcopy(model)
+    attach_head(tried)
+    tried.save_pretrained(folder)
+    dtype = str(model.dtype).removeprefix("torch.")
+    again = load_model(ModelArguments(model_name_or_path=str(folder), dtype=dtype))
+    pairs = list(zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(torch.equal(a.to(b.dtype), b) for a, b in pairs)
+    # Some families keep a few weights in float32 when they are loaded in less.
+    if all(a.dtype == b.dtype for a, b in pairs):
+        assert_near(plain_logits(again, row), plain_logits(model, row), rounding_of(model))
+
+
+def assert_near(found, expected, share):
+    found, expected = found.double(), expected.double()
+    assert (found - expected).norm() <= share * expected.norm(), (found.flatten()[:9], expected.flatten()[:9])
+
+
+def check_all(model, folder):
+    """All of the above; returns what they found: whether rows shared a line, and how the model is continued."""
+    check_loss(model)
+    packed = check_packing(model)
+    way = check_continuations(model)
+    check_candidates(model)
+    check_adapter(model)
+    check_saving(model, folder)
+    return {"packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}

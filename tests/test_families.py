@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from families import tiny_family
-from family_checks import check_continuations
+from families import FAMILIES, LEFT_OUT, NOT_CAUSAL, tiny_family
+from family_checks import check_all, check_loss
+
+from unlearn_trainer.errors import ConfigError
 
 # Attention: multi-head, grouped, multi-query, latent, with sinks, windows, chunks, or chosen keys. Positions: rotary,
 # learned, from 2, from padding on, sinusoidal, ALiBi, relative. Experts. State: SSM, RWKV, linear attention, gates.
@@ -14,7 +16,28 @@ KINDS = [
 ]
 
 
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@DTYPES
 @pytest.mark.parametrize("family", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_continuations_are_the_model_s_own(family, dtype):
-    check_continuations(tiny_family(family, dtype=dtype))
+def test_a_family_of_each_kind_is_what_its_plain_forward_says(family, dtype, tmp_path):
+    check_all(tiny_family(family, dtype=dtype), tmp_path)
+
+
+def test_what_sees_the_tokens_it_predicts_is_refused():
+    for family in sorted(NOT_CAUSAL & set(FAMILIES)):
+        with pytest.raises(ConfigError, match="from those behind it"):
+            check_loss(tiny_family(family))
+
+
+@pytest.mark.sweep
+@DTYPES
+@pytest.mark.parametrize("family", [each for each in FAMILIES if each not in NOT_CAUSAL])
+def test_every_family_is_what_its_plain_forward_says(family, dtype, tmp_path, record_property):
+    record_property("family", family)
+    record_property("dtype", str(dtype).removeprefix("torch."))
+    if family in LEFT_OUT:
+        pytest.skip(LEFT_OUT[family])
+    for name, value in check_all(tiny_family(family, dtype=dtype), tmp_path).items():
+        record_property(name, value)

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .trials import base_of, rounding_of, sample_ids, thresholds
+
 
 class Layout:
     """Where the rows of a padded batch lie in the input of a model.
@@ -108,21 +110,20 @@ def goes_by_mask(model: nn.Module, length: int) -> bool:
     unwrapped = _unwrapped(model)
     if not hasattr(unwrapped, "_goes_by_mask"):
         unwrapped._goes_by_mask = _tried(model)
-    windows = [getattr(_text_config(model), name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return unwrapped._goes_by_mask and all(window is None or length <= window for window in windows)
+    return unwrapped._goes_by_mask and all(length <= each for each in thresholds(model))
 
 
 def _tried(model):
     if _config(model)._attn_implementation not in ("eager", "sdpa"):
         return False
-    if "position_ids" not in inspect.signature(type(_base(model)).forward).parameters:
+    if "position_ids" not in inspect.signature(type(base_of(model)).forward).parameters:
         return False
     # Convolutions over the positions come with recurrent layers, whose leak may be as small as bfloat16's rounding.
-    if any(isinstance(module, nn.Conv1d) for module in _base(model).modules()):
+    if any(isinstance(module, nn.Conv1d) for module in base_of(model).modules()):
         return False
     first, total = 5, 11
     device = next(_unwrapped(model).parameters()).device
-    ids = (torch.arange(total, device=device) * 7 % min(97, _text_config(model).vocab_size))[None]
+    ids = torch.tensor([sample_ids(model, total)], device=device)
     column = torch.arange(total, device=device)
     owner, second = column >= first, column[first:]
     seen = (owner[:, None] == owner[None, :]).tril()[None]
@@ -137,27 +138,16 @@ def _tried(model):
             alone = hidden(ids[:, first:], torch.ones_like(ids[:, first:]), second - first)
             starts = (column - first * owner)[None]
             packed = hidden(ids, mask_for(model, seen), second, position_ids=starts)
-    except (TypeError, ValueError, RuntimeError, IndexError):  # its forward takes no mask of this kind
+    except Exception:  # whatever a family's forward raises that takes no mask of this kind
         return False
     finally:
         model.train(training)
-    rounding = max(1e-5, 5 * torch.finfo(_unwrapped(model).dtype).eps)
-    return bool((packed - alone).norm() < rounding * alone.norm())
+    return bool((packed - alone).norm() < rounding_of(model) * alone.norm())
 
 
 def _unwrapped(model):
     return getattr(model, "module", model)
 
 
-def _base(model):
-    model = _unwrapped(model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _config(model):
-    return _base(model).config
-
-
-def _text_config(model):
-    """The part of a multimodal model's configuration that is of its language model."""
-    return _config(model).get_text_config()
+    return base_of(model).config

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .errors import ConfigError
+from .trials import sample_ids
 
 
 class VocabularyHead:
@@ -114,6 +115,7 @@ class VocabularyHead:
         ids = torch.zeros(1, 1, dtype=torch.long, device=parameter.device)
         with self.replaced(stand_in):
             seen = forward(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        self._check_reads_forward(model, forward, parameter.device)
         for module in training:
             module.training = True
         seen = seen[0, -1].float().cpu()
@@ -132,6 +134,22 @@ class VocabularyHead:
                 f"its vocabulary head cannot be computed in chunks (sent {values.tolist()}, saw {seen.tolist()})"
             )
         self._constants = scale, cap
+
+    def _check_reads_forward(self, model, forward, device):
+        """Refuses a model whose predictions see the tokens that they are to predict."""
+        length, changed = 8, 2
+        row = sample_ids(model, length)
+        ids = torch.tensor([row, [*row[:-changed], *row[:changed]]], device=device)
+        kwargs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        with torch.autocast(device.type, enabled=False):
+            hidden, _ = self.final_hidden(forward, (), kwargs)
+        kept = hidden.float().unflatten(0, (2, -1))[:, :-changed] if hidden.shape[0] == 2 * length else None
+        eps = torch.finfo(hidden.dtype).eps
+        if kept is None or (kept[0] - kept[1]).norm() > max(1e-5, 2 * eps) * kept[0].norm():
+            raise ConfigError(
+                f"{type(model).__name__} predicts a token from those behind it too, so that its loss says nothing of "
+                "what it knows; choose a causal language model such as XGLM, BLOOM, Llama, Qwen or Gemma"
+            )
 
     def operands(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight [V, d] and bias [V] of a linear head, as autocast casts them where it is on."""

@@ -7,16 +7,13 @@ whose logits are those of plain forwards over one whole row at a time is taken, 
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
-# Row lengths from which on some layer, or the table behind some position, works differently.
-_THRESHOLD_NAMES = re.compile(
-    r"window|chunk|topk|block_size|local_att|original_max|floor|extent|max_distance|keep_|compress_rates"
-)
+from ..trials import base_of, rounding_of, sample_ids, thresholds
+
 # What the forward of a family may call what it has read before.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")
 _STEPS = 3
@@ -110,49 +107,6 @@ def predictions(
         token = logits.argmax(-1) if forced is None else torch.tensor([row[step] for row in forced], device=device)
         ids, mask = torch.cat([ids, token[:, None]], 1), torch.cat([mask, torch.ones_like(token)[:, None]], 1)
         step += 1
-
-
-def thresholds(model: nn.Module) -> list[int]:
-    """Row lengths from which on ``model`` may compute differently: of windows, chunks, and scaled positions."""
-    found: set[int] = set()
-
-    def collect(name, value):
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                collect(key if not _THRESHOLD_NAMES.search(name) else name, inner)
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                collect(name, inner)
-        elif isinstance(value, int) and not isinstance(value, bool) and _THRESHOLD_NAMES.search(str(name)):
-            found.add(value)
-
-    for name, value in base_of(model).config.get_text_config().to_dict().items():
-        collect(name, value)
-    return sorted(value for value in found if value > 0)
-
-
-def rounding_of(model: nn.Module) -> float:
-    """How far, as a share, logits may be from the same logits computed in another order."""
-    base = base_of(model)
-    eps = torch.finfo(base.dtype).eps
-    if base.device.type == "cuda" and base.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
-        eps = 2**-10
-    return max(1e-5, 5 * eps)
-
-
-def base_of(model: nn.Module) -> nn.Module:
-    """The language model itself, within an engine's wrapper and an adapter."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def sample_ids(model: nn.Module, length: int, start: int = 0) -> list[int]:
-    """``length`` token ids for a trial, none of them special in most vocabularies."""
-    config = base_of(model).config.get_text_config()
-    span = max(1, min(97, config.vocab_size - 10))
-    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-    usable = [token for token in range(config.vocab_size)[-span:] if token not in special] or [0]
-    return [usable[(start + 7 * place) % len(usable)] for place in range(length)]
 
 
 def _ways(model):

@@ -1,0 +1,62 @@
+"""What trials of a model share: how families differ is found out on the model itself, not looked up by name."""
+
+import re
+
+import torch
+from torch import nn
+
+# Row lengths from which on some layer, or the table behind some position, works differently.
+_THRESHOLD_NAMES = re.compile(
+    r"window|chunk|index_topk|block_size|local_att|original_max|floor|extent|max_distance|keep_window|compress_rates"
+)
+_COUNTS = re.compile(r"layers|pattern|num_|lm_head")
+
+
+def thresholds(model: nn.Module) -> list[int]:
+    """Row lengths from which on ``model`` may compute differently: of windows, chunks, and scaled positions."""
+    found: set[int] = set()
+
+    def collect(name, value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                collect(name if _is_threshold(name) else str(key), inner)
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                collect(name, inner)
+        elif isinstance(value, int) and not isinstance(value, bool) and _is_threshold(str(name)):
+            found.add(value)
+
+    for name, value in base_of(model).config.get_text_config().to_dict().items():
+        collect(name, value)
+    return sorted(value for value in found if value > 0)
+
+
+def rounding_of(model: nn.Module) -> float:
+    """How far, as a share, logits may be from the same logits computed in another order."""
+    base = base_of(model)
+    eps = torch.finfo(base.dtype).eps
+    if base.device.type == "cuda" and base.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+        eps = 2**-10
+    return max(1e-5, 5 * eps)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """The language model itself, within an engine's wrapper and an adapter."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def sample_ids(model: nn.Module, length: int, start: int = 0) -> list[int]:
+    """``length`` token ids for a trial, none of them special in most vocabularies."""
+    config = base_of(model).config.get_text_config()
+    special: set = set()
+    for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        value = getattr(config, name, None)
+        special |= set(value) if isinstance(value, list | tuple) else {value}
+    # From the middle: the first are often special, the last never trained and all alike.
+    usable = [token for token in range(config.vocab_size // 3, config.vocab_size) if token not in special][:97] or [0]
+    return [usable[(start + 7 * place) % len(usable)] for place in range(length)]
+
+
+def _is_threshold(name):
+    return bool(_THRESHOLD_NAMES.search(name)) and not _COUNTS.search(name)
