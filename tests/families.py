@@ -14,7 +14,9 @@ _RULES = [
     (r"(decoder_|unpadded_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
     (r"topk_group", 1),
     (r"n_group|num_expert_group|(mamba_)?n_?groups", 2),
-    (r"index_topk|hidden_size_per_layer_input", 8),
+    # Fewer keys than a row has would be drawn by lot among equal scores.
+    (r"index_topk", 64),
+    (r"hidden_size_per_layer_input", 8),
     (r"num_(hidden_|decoder_|encoder_)?layers|n_layers?|decoder_layers|encoder_layers|num_blocks", 4),
     (r"(index_)?(num_|n_)?(key_value_heads|kv_heads)|num_query_groups|swa_num_key_value_heads", 2),
     (r"(num_|n_|index_n_|linear_num_|swa_num_)(decoder_|encoder_)?(attention_|key_|value_)?heads?", 4),
@@ -47,9 +49,6 @@ _OVERRIDES: dict[str, dict] = {
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in _MIXED[:2]},
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_group": 2, "topk_group": 1},
-    # Fewer keys than a row has: which of equal ones are taken hangs on the length of the input.
-    "deepseek_v32": {"index_topk": 64},
-    "axk2": {"index_topk": 64},
     "dots1": {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {
         "layer_types": _MIXED,
@@ -86,6 +85,7 @@ LEFT_OUT: dict[str, str] = {
     "blt": "reads bytes in patches that a second model cuts, and its parts' sizes hang on one another",
     "dbrx": "its configuration has no base for its rotation in this release, so that no model can be made of it",
     "dots3_note": "its layers are sized one by one; dots3_note_text is its language model",
+    "emu3": "its language model is saved as a type of its own, which AutoModelForCausalLM does not load",
     "gemma3n": "its vision tower needs the package timm; gemma3n_text is its language model",
     "gemma4_assistant": "drafts for another model, whose states it is given",
     "gemma4_unified_assistant": "drafts for another model, whose states it is given",
@@ -137,9 +137,9 @@ def tiny_family(family: str, seed: int = 0, dtype: torch.dtype = torch.float32):
     for part in (config, config.get_text_config()):
         if hasattr(part, "is_decoder"):
             part.is_decoder = True
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model.to(dtype)
+            parameter.add_((torch.randn(parameter.shape, generator=generator) * 0.05).to(parameter.dtype))
+    return model
