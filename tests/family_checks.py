@@ -12,6 +12,7 @@ from unlearn_trainer.evaluation.generation import greedy_continuations
 from unlearn_trainer.lm_head import Segment, Segments, attach_head
 from unlearn_trainer.models import apply_peft, load_model
 from unlearn_trainer.packing import lay_out
+from unlearn_trainer.row_groups import learned_positions
 from unlearn_trainer.trials import rounding_of
 
 CPU = torch.device("cpu")
@@ -171,12 +172,20 @@ def assert_near(found, expected, share):
     assert (found - expected).norm() <= share * expected.norm(), (found.flatten()[:9], expected.flatten()[:9])
 
 
+@torch.no_grad()
+def check_longest(model, configured=128):
+    """A row as long as is accepted runs; where nothing limits it, one beyond what the configuration speaks of."""
+    limit = learned_positions(model)
+    row = rows_of_ids((limit or configured + 12,), seed=7)[0]
+    assert plain_logits(model, row).isfinite().all()
+    return limit
+
+
 def check_all(model, folder):
-    """All of the above; returns what they found: whether rows shared a line, and how the model is continued."""
+    """All of the above but the adapter; returns what they found: whether rows shared a line, and how the model is continued."""
     check_loss(model)
     packed = check_packing(model)
     way = check_continuations(model)
     check_candidates(model)
-    check_adapter(model)
     check_saving(model, folder)
-    return {"packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}
+    return {"longest": check_longest(model), "packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}

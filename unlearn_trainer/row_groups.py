@@ -1,6 +1,7 @@
 """The groups of rows in a batch, and the labelled tokens of each."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -163,11 +164,36 @@ def _longest(ids: list) -> int:
     return max(map(_longest, ids)) if ids and isinstance(ids[0], list) else len(ids)
 
 
+# What families call the number of positions that a table of theirs is made for.
+_LIMITS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions")
+_OTHER_SENSES = re.compile(r"vision|visual|image|audio")
+
+
 def learned_positions(model: nn.Module) -> int | None:
-    """How many tokens a text may have for a model with a learned table of positions; else ``None``."""
+    """How many tokens a text may have for a model with a table of positions that ends; else ``None``.
+
+    The table may be learned or computed, or be the mask of a causal attention. Rotations that are computed for any
+    position do not end, nor do tables that grow.
+    """
     config = model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    tables = [each for each in model.modules() if isinstance(each, nn.Embedding)]
-    # OPT's table has two places more, for padding.
-    sizes = {each.num_embeddings for each in tables if each is not model.get_input_embeddings()}
-    return limit if limit and sizes & {limit, limit + 2} else None
+    limits = {getattr(config, name, None) for name in _LIMITS} - {None}
+    found = []
+    for name, module in model.named_modules():
+        if _OTHER_SENSES.search(name) or module is model.get_input_embeddings():
+            continue
+        if isinstance(module, nn.Embedding):
+            # Some keep places for padding: OPT two, RoBERTa those up to the padding token's own.
+            offset = getattr(module, "offset", None)
+            if offset is None:
+                padding = module.padding_idx if type(module) is nn.Embedding else None
+                offset = 0 if padding is None else padding + 1
+            if module.num_embeddings in limits | {limit + offset for limit in limits}:
+                found.append(module.num_embeddings - offset)
+        elif not hasattr(module, "make_weights"):  # which makes a longer table when it is needed
+            buffers = module.named_buffers(recurse=False)
+            found += [limit for _, table in buffers for limit in limits if table.dim() > 1 and limit in table.shape]
+    if hasattr(config, "attn_config") and getattr(config.attn_config, "alibi", False):
+        found.append(config.max_seq_len)  # MPT's slopes are laid out for that many
+    if getattr(config, "axial_pos_embds", False):
+        found.append(config.max_position_embeddings)  # Reformer's table is a product of two
+    return min(found, default=None)
