@@ -174,7 +174,7 @@ def assert_near(found, expected, share):
 
 @torch.no_grad()
 def check_longest(model, configured=128):
-    """A row as long as is accepted runs; where nothing limits it, one beyond what the configuration speaks of."""
+    """A row as long as is accepted runs; where nothing limits it, one longer than what the configuration says."""
     limit = learned_positions(model)
     row = rows_of_ids((limit or configured + 12,), seed=7)[0]
     assert plain_logits(model, row).isfinite().all()
@@ -182,10 +182,12 @@ def check_longest(model, configured=128):
 
 
 def check_all(model, folder):
-    """All of the above but the adapter; returns what they found: whether rows shared a line, and how the model is continued."""
+    """All of the above but the adapter; returns whether rows shared lines, and how it is continued."""
     check_loss(model)
     packed = check_packing(model)
     way = check_continuations(model)
     check_candidates(model)
     check_saving(model, folder)
-    return {"longest": check_longest(model), "packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}
+    longest = check_longest(model)
+    found = {"packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}
+    return {**found, "longest": longest}
