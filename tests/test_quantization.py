@@ -14,7 +14,7 @@ from unlearn_trainer.audit.quantization import (
     quantization,
     quantize,
     round_asymmetric,
-    round_linear_layers,
+    round_matrices,
     round_symmetric,
 )
 from unlearn_trainer.errors import ConfigError
@@ -136,6 +136,50 @@ def test_linear_layers_alone_are_rounded(kind, bits):
     assert tied == (model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
+MIXTURE = {
+    **{"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    **{"decoder_sparse_step": 1, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 1},
+    **{"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+    "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0},
+}
+# Which axis of its expert tensors goes over what comes in.
+INPUTS = {
+    "mixtral": {"gate_up_proj": 2, "down_proj": 2},
+    "qwen3_moe": {"gate_up_proj": 2, "down_proj": 2},
+    "gpt_oss": {"gate_up_proj": 1, "down_proj": 1},
+    "llama4_text": {"gate_up_proj": 1, "down_proj": 1},
+    "jetmoe": {"input_linear.weight": 2, "output_linear.weight": 2},
+    "dbrx": {"w1": 1, "v1": 1, "w2": 0},
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_experts_that_share_a_tensor_are_rounded_along_their_inputs(kind):
+    settings = {name: value for name, value in MIXTURE.items() if not name.endswith("_config") or kind == "dbrx"}
+    model = tiny_model(kind, **settings)
+    plain = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    quantize(model, 4)
+    seen = set()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() < 2 or "bias" in name or id(parameter) in plain:
+            continue
+        assert not torch.equal(parameter, before[name]), name
+        for suffix, axis in INPUTS[kind].items():
+            if name.endswith(suffix):
+                rows = parameter.detach().movedim(axis, -1).flatten(0, -2)
+                assert max(len(row.unique()) for group in rows.split(128, dim=1) for row in group) <= 16, name
+                seen |= {suffix} if rows.shape[1] > 16 else set()
+    assert seen == set(INPUTS[kind])
+
+
+def test_the_decay_of_a_recurrence_and_convolutions_are_left_alone():
+    model = tiny_model("mamba", state_size=8)
+    left = changed(model, lambda each: quantize(each, 4))
+    assert {name.rsplit(".", 2)[1] for name in left} == {"in_proj", "x_proj", "dt_proj", "out_proj"}
+
+
 @pytest.mark.parametrize("bits", [8, 4])
 def test_gpt2_is_rounded_along_its_inputs_though_stored_the_other_way(bits):
     model = tiny_model("gpt2", dtype=torch.float64)
@@ -163,7 +207,7 @@ def test_a_weight_that_two_layers_share_is_rounded_once():
     first, second = (layer.mlp.up_proj for layer in model.model.layers)
     second.weight = first.weight
     seen = []
-    round_linear_layers(model, lambda weight: seen.append(weight.shape) or weight + 1)
+    round_matrices(model, lambda weight: seen.append(weight.shape) or weight + 1)
     # Seven in each of two blocks, less the shared one.
     assert len(seen) == 13
 

@@ -2,13 +2,13 @@
 
 Unlearning with a small learning rate moves weights by less than a step of a coarse grid, so that rounding them undoes
 it: 21 % of the forgotten knowledge was there before, 83 % after rounding to 4 bits (Zhang et al. 2024, "Catastrophic
-Failure of LLM Unlearning via Quantization"). As deployments do, only the linear layers of the body are rounded, not
-the embeddings, the norms and the vocabulary head; activations keep their type.
+Failure of LLM Unlearning via Quantization"). As deployments do, the matrices of the body are rounded, those of experts
+that are kept in one tensor too, not the embeddings, the norms and the vocabulary head; activations keep their type.
 """
 
 import contextlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -69,42 +69,77 @@ def nf4(weight: torch.Tensor) -> torch.Tensor:
 def quantize(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     """Round ``model`` to 8 bits (:func:`round_symmetric`) or 4 (:func:`round_asymmetric`), in place; returns it.
 
-    Which weights: see :func:`round_linear_layers`. They keep their type; grids are computed in float32 at least.
+    Which weights: see :func:`body_matrices`. They keep their type; grids are computed in float32 at least.
 
     Raises:
         ConfigError: ``bits`` is neither 8 nor 4.
     """
     if bits not in (4, 8):
         raise ConfigError(f"weights are rounded to 8 bits or 4, not to {bits}")
-    return round_linear_layers(
-        model, lambda weight: (round_symmetric if bits == 8 else round_asymmetric)(weight, bits)
-    )
+    return round_matrices(model, lambda weight: (round_symmetric if bits == 8 else round_asymmetric)(weight, bits))
 
 
 @torch.no_grad()
-def round_linear_layers(model: PreTrainedModel, rounded: Callable[[torch.Tensor], torch.Tensor]) -> PreTrainedModel:
-    """Replace the weights of all linear layers by what ``rounded`` makes of each, in place; returns the model.
-
-    Left alone, as by bitsandbytes, are the vocabulary head, whatever shares its weights with an embedding, biases, and
-    all that is no `nn.Linear` or `Conv1D`: norms, convolutions, experts that are kept in one tensor.
+def round_matrices(model: PreTrainedModel, rounded: Callable[[torch.Tensor], torch.Tensor]) -> PreTrainedModel:
+    """Replace the :func:`body_matrices` by what ``rounded`` makes of each, in place; returns the model.
 
     Args:
         rounded: maps a weight [out, in], at least in float32, to one of its shape.
+    """
+    for parameter, is_transposed in body_matrices(model):
+        with _whole(parameter) as weight:
+            # One expert at a time: the wide copy is of one matrix.
+            for matrix in weight.unbind() if weight.dim() == 3 else [weight]:
+                matrix = matrix.T if is_transposed else matrix
+                wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+                matrix.copy_(rounded(wide))
+    return model
+
+
+def body_matrices(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, bool]]:
+    """The weights of the body that multiply a state, each once: [out, in], or [experts, out, in].
+
+    Left out are the vocabulary head, whatever shares its weights with an embedding, biases, and what multiplies no
+    state: norms, convolutions, tables of positions, the decay of a recurrence.
+
+    Yields:
+        A parameter, and whether its two last dimensions are stored as [in, out].
     """
     settled = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings()
     if head is not None:
         settled |= {id(parameter) for parameter in head.parameters()}
+    hidden_size = model.config.get_text_config().hidden_size
     for module in model.modules():
-        if not isinstance(module, nn.Linear | Conv1D) or id(module.weight) in settled:
-            continue
-        settled.add(id(module.weight))
-        with _whole(module.weight) as weight:
-            # GPT-2's layers are stored as [in, out].
-            matrix = weight.T if isinstance(module, Conv1D) else weight
-            wide = matrix.to(torch.promote_types(matrix.dtype, torch.float32))
-            matrix.copy_(rounded(wide))
-    return model
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in settled or not _is_matrix(module, name, parameter):
+                continue
+            settled.add(id(parameter))
+            yield parameter, _is_transposed(module, name, parameter, hidden_size)
+
+
+def _is_matrix(module, name, parameter):
+    shape = getattr(parameter, "ds_shape", parameter.shape)
+    if len(shape) not in (2, 3) or min(shape[-2:]) == 1 or not parameter.is_floating_point():
+        return False
+    if isinstance(module, nn.Linear | Conv1D):
+        return name == "weight"
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    # Mamba marks the decay of its states, which is no product's factor, as what weight decay must leave alone.
+    is_product = not getattr(parameter, "_no_weight_decay", False) and name != "A_log"
+    return is_product and not any(word in name for word in ("bias", "embed", "position", "token"))
+
+
+def _is_transposed(module, name, parameter, hidden_size):
+    if isinstance(module, nn.Linear | Conv1D):
+        return isinstance(module, Conv1D)  # GPT-2's layers are stored as [in, out]
+    if isinstance(getattr(module, "is_transposed", None), bool):  # experts say how they are stored
+        return module.is_transposed
+    *_, rows, columns = getattr(parameter, "ds_shape", parameter.shape)
+    # Of experts that do not, the size of the state tells: it goes into all but the last of their matrices.
+    leads_back = any(word in name for word in ("down", "w2", "output"))
+    return (columns if leads_back else rows) == hidden_size != (rows if leads_back else columns)
 
 
 def quantization(subject: Subject) -> dict:
@@ -115,7 +150,7 @@ def quantization(subject: Subject) -> dict:
     """
     variants = {"int8": lambda model: quantize(model, 8), "int4": lambda model: quantize(model, 4)}
     if subject.args.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
-        variants["nf4"] = lambda model: round_linear_layers(model, nf4)
+        variants["nf4"] = lambda model: round_matrices(model, nf4)
     splits = {split: subject.datasets[split] for split in ("forget", "retain") if split in subject.datasets}
     found = {}
     for variant, change in variants.items():
