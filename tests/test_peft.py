@@ -12,6 +12,8 @@ import run_unlearn
 from unlearn_trainer.arguments import ModelArguments
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.models import apply_peft, load_model
+from unlearn_trainer.teacher import AdapterTeacher
+from unlearn_trainer.teacher_cache import CachedTeacher
 
 peft = pytest.importorskip("peft", reason="the peft package is not installed")
 
@@ -139,3 +141,69 @@ def test_virtual_tokens_before_the_rows_are_refused(tmp_path):
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     with pytest.raises(ConfigError, match="PROMPT_TUNING puts virtual tokens before every row"):
         tiny_trainer(tmp_path, model=peft.get_peft_model(tiny_model(), config))
+
+
+ADAPTERS = {
+    "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear"),
+    "dora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], use_dora=True),
+    "ia3": lambda: peft.IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[]),
+    "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+def start_of(kind, state, folder):
+    """A model under an adapter that is new, has been trained, was loaded from a folder, or is one of two."""
+    torch.manual_seed(1)
+    model = peft.get_peft_model(tiny_model(), ADAPTERS[kind]())
+    if state == "new":
+        return model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    if state == "loaded":
+        model.save_pretrained(folder)
+        model = peft.PeftModel.from_pretrained(tiny_model(), folder, is_trainable=True)
+    if state == "second":
+        model.add_adapter("other", ADAPTERS[kind]())  # new, and not the one in use
+    return model
+
+
+@pytest.mark.parametrize("teacher", ["auto", "resident", "cached"])
+@pytest.mark.parametrize(
+    "kind, state",
+    [
+        ("lora", "new"),
+        ("lora", "trained"),
+        ("lora", "loaded"),
+        ("lora", "second"),
+        ("dora", "trained"),
+        ("ia3", "trained"),
+        ("prefix", "trained"),
+    ],
+)
+def test_the_teacher_is_the_model_at_the_start_whatever_its_adapter_has_learned(kind, state, teacher, tmp_path):
+    model = start_of(kind, state, tmp_path / "adapter")
+    settings = {"method": "kl", "forget_coef": 0.0, "retain_coef": 1.0, "teacher": teacher, "max_steps": 8}
+    trainer = tiny_trainer(tmp_path / "run", model=model, per_device_train_batch_size=6, **settings)
+    if teacher == "cached" and (kind, state) != ("lora", "new"):
+        trainer.cache_teacher(8)
+        assert isinstance(trainer.teacher, CachedTeacher)
+    if teacher == "auto":
+        assert isinstance(trainer.teacher, AdapterTeacher) == (state == "new")
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert abs(trainer.compute_loss(trainer.model, batch).item()) < 1e-6
+    # The model moves on, the teacher does not.
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "other" not in name:
+                parameter.add_(torch.randn_like(parameter))
+    assert trainer.compute_loss(trainer.model, batch).item() > 1e-5
+
+
+def test_an_adapter_that_has_been_trained_is_not_switched_off_for_the_teacher(tmp_path):
+    settings = {"method": "lingtea", "teacher": "adapter"}
+    with pytest.raises(ConfigError, match="--teacher adapter: the adapter has been trained .* choose --teacher resid"):
+        tiny_trainer(tmp_path, model=start_of("lora", "trained", tmp_path), **settings)
+    trainer = tiny_trainer(tmp_path, model=start_of("lora", "new", tmp_path), **settings)
+    assert isinstance(trainer.teacher, AdapterTeacher)

@@ -142,6 +142,12 @@ def start_deepspeed_on_cpu() -> None:
         deepspeed.comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
 
 
+def held_part(parameter: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a parameter that ZeRO-3 or FSDP2 may have sharded."""
+    parameter = getattr(parameter, "ds_tensor", parameter)
+    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+
+
 @contextlib.contextmanager
 def gathered(model: nn.Module, module: nn.Module):
     """Within the context the weights of ``module``, a part of the frozen ``model``'s root, are whole on this rank."""

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from .arguments import did_you_mean
+from .engines import held_part
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import flatten_figures
 from .language_weights import SIDES
@@ -53,7 +54,7 @@ def check_finite(model: nn.Module, step: int, device: torch.device) -> None:
     Raises:
         TrainingDiverged: a weight is NaN or infinite, on whichever process.
     """
-    held = [_held(parameter).detach() for parameter in model.parameters() if parameter.requires_grad]
+    held = [held_part(parameter).detach() for parameter in model.parameters() if parameter.requires_grad]
     # The greatest magnitude needs no second tensor of a weight's size, and cannot overflow.
     broken = torch.zeros((), device=device)
     for part in held:
@@ -64,12 +65,6 @@ def check_finite(model: nn.Module, step: int, device: torch.device) -> None:
             f"trained weights are NaN or infinite after optimizer step {step}; no model was written. Start again with "
             "a lower --learning_rate or --forget_coef"
         )
-
-
-def _held(parameter: torch.Tensor) -> torch.Tensor:
-    """What this process holds of a parameter that ZeRO-3 or FSDP2 may have sharded."""
-    parameter = getattr(parameter, "ds_tensor", parameter)
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
 
 
 def check_best_metric(best: str | None, figures: dict, trained: Sequence[str], score: float | None) -> None:

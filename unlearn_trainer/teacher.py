@@ -8,12 +8,13 @@ from typing import Literal, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from .arguments import ModelArguments, UnlearnConfig
-from .engines import gathered, prepare_frozen
+from .engines import gathered, held_part, prepare_frozen
 from .errors import ConfigError
 from .lm_head import Segment, Segments, attach_head, without_head
 from .models import check_same_vocabulary
@@ -100,9 +101,15 @@ def make_teacher(
     if not any(objective and objective.needs_teacher for objective in objectives.values()):
         return None
     has_adapter = hasattr(model, "disable_adapter")
-    if args.teacher == "adapter" or (args.teacher == "auto" and given is None and has_adapter):
+    is_trained = has_adapter and given is None and args.teacher != "resident" and adapter_changes(model)
+    if args.teacher == "adapter" or (args.teacher == "auto" and given is None and has_adapter and not is_trained):
         if not has_adapter:
             raise ConfigError("--teacher adapter needs an adapter to switch off; add --use_peft")
+        if is_trained:
+            raise ConfigError(
+                "--teacher adapter: the adapter has been trained before, so that the model without it is not the "
+                "one at the start; choose --teacher resident, or merge the adapter first"
+            )
         if any(parameter.requires_grad for parameter in model.get_output_embeddings().parameters()):
             raise ConfigError(
                 "an adapter on the vocabulary head cannot be switched off for the teacher; leave the head out of the "
@@ -118,6 +125,33 @@ def make_teacher(
             )
         return ResidentTeacher(given)
     return ResidentTeacher(frozen_copy(model), is_copy=True)
+
+
+@torch.no_grad()
+def adapter_changes(model: nn.Module) -> bool:
+    """Whether ``model`` predicts otherwise with its adapter than without: a new one of most kinds changes nothing.
+
+    It is tried on a few tokens. Where the weights are partitioned (ZeRO-3) no forward can be run yet, and the factor
+    tells that is zero in a new LoRA adapter; of another kind it is taken for granted that it changes something.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        factors = ("lora_B", "lora_embedding_B")
+        zero = [each for name, each in model.named_parameters() if any(factor in name for factor in factors)]
+        return any(gather_object([not zero or any(held_part(each).any().item() for each in zero)]))
+    vocabulary = model.config.get_text_config().vocab_size
+    device = next(model.parameters()).device
+    ids = (torch.arange(3, 19, device=device) * 7 % vocabulary)[None]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        adapted = model(**inputs).logits
+        with model.disable_adapter():
+            plain = model(**inputs).logits
+    finally:
+        for module in training:
+            module.training = True
+    return not torch.equal(adapted, plain)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -146,7 +180,7 @@ class ResidentTeacher:
         self.is_copy = is_copy
         self.model = model.eval().requires_grad_(False)
         self.wrapped: nn.Module = model
-        self.head: VocabularyHead = attach_head(model)
+        self.head: VocabularyHead = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Hand the model to the engine; call it once, on every process."""

@@ -110,12 +110,12 @@ def body_matrices(model: PreTrainedModel) -> Iterator[tuple[nn.Parameter, bool]]
     if head is not None:
         settled |= {id(parameter) for parameter in head.parameters()}
     hidden_size = model.config.get_text_config().hidden_size
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) in settled or not _is_matrix(module, name, parameter):
                 continue
             settled.add(id(parameter))
-            yield parameter, _is_transposed(module, name, parameter, hidden_size)
+            yield parameter, _is_transposed(module, f"{path}.{name}", parameter, hidden_size)
 
 
 def _is_matrix(module, name, parameter):
@@ -138,7 +138,8 @@ def _is_transposed(module, name, parameter, hidden_size):
         return module.is_transposed
     *_, rows, columns = getattr(parameter, "ds_shape", parameter.shape)
     # Of experts that do not, the size of the state tells: it goes into all but the last of their matrices.
-    leads_back = any(word in name for word in ("down", "w2", "output"))
+    own = ".".join(name.split(".")[-2:])
+    leads_back = any(word in own for word in ("down", "w2", "output"))
     return (columns if leads_back else rows) == hidden_size != (rows if leads_back else columns)
 
 
