@@ -84,7 +84,8 @@ _OVERRIDES: dict[str, dict] = {
 LEFT_OUT: dict[str, str] = {
     "blt": "reads bytes in patches that a second model cuts, and its parts' sizes hang on one another",
     "dbrx": "its configuration has no base for its rotation in this release, so that no model can be made of it",
-    "dots3_note": "its layers are sized one by one; dots3_note_text is its language model",
+    "dots3_note": "its layers are sized one by one, for the full number of them",
+    "dots3_note_text": "its layers are sized one by one: 76 million weights with 4 layers",
     "emu3": "its language model is saved as a type of its own, which AutoModelForCausalLM does not load",
     "gemma3n": "its vision tower needs the package timm; gemma3n_text is its language model",
     "gemma4_assistant": "drafts for another model, whose states it is given",
