@@ -2,6 +2,7 @@
 
 import difflib
 import signal
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -9,6 +10,20 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """The end of an error message: `; did you mean <the nearest choice>?`, or nothing where none is near."""
     near = difflib.get_close_matches(word, choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def show_name(name: object, limit: int = 40) -> str:
+    """A name from outside (a language, key, file or token) as messages and pages may show it.
+
+    Control characters and those that reorder or hide what follows (bidirectional marks and overrides, zero-width
+    characters) are written as ``\\u202e``; what is longer than ``limit`` characters is cut.
+    """
+    text = str(name)
+    shown = "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in (text if len(text) <= limit else text[: limit - 3] + "...")
+    )
+    return shown
 
 
 class UnlearnError(ValueError):

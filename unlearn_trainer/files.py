@@ -1,7 +1,8 @@
-"""Files and folders that are there as a whole or not at all, and a folder that one run alone writes to."""
+"""Files and folders that are whole or absent, a folder of one run alone, and digests that tell of later damage."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -34,6 +35,48 @@ def write_whole(path: str | os.PathLike, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest_file(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal_file(path: Path) -> None:
+    """Write ``<path>.seal``, which holds the finished file's size and digest; see :func:`find_damage`."""
+    write_whole(_seal_of(path), json.dumps({"size": path.stat().st_size, "sha256": digest_file(path)}))
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a file that :func:`seal_file` sealed, in words; None where it is as it was written.
+
+    A file without a seal was not finished: its writer was killed.
+    """
+    try:
+        sealed = json.loads(_seal_of(path).read_text(encoding="utf-8"))
+        size, digest = sealed["size"], sealed["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "it was not written to its end"
+    try:
+        actual = path.stat().st_size
+        if actual != size:
+            return f"it has {actual} bytes instead of {size}"
+        if digest_file(path) != digest:
+            return "its bytes are not those that were written"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    return None
+
+
+def remove_sealed(path: Path) -> None:
+    """Delete a file and its seal, where they exist."""
+    for each in (_seal_of(path), path):
+        each.unlink(missing_ok=True)
+
+
+def _seal_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.seal")
 
 
 def make_own_folder(folder: Path) -> Path:

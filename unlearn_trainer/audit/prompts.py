@@ -19,6 +19,7 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..data.encoding import encode
 from ..data.rows import MASK, QA, Cloze, Item, Passage, Text
 from .figures import rows_by_language, seed_of
 from .subject import NEVER_SEEN, Subject
@@ -206,8 +207,8 @@ def prime(content: Content, context: Content) -> Passage:
 
 def fitting(entries: Sequence[Entry], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> list[Entry]:
     """Those whose passages are whole within ``max_seq_length`` tokens."""
-    ids = tokenizer([passage.text for *_, passage in entries], verbose=False)["input_ids"]
-    return [entry for entry, tokens in zip(entries, ids, strict=True) if len(tokens) <= max_seq_length]
+    rows = encode(tokenizer, [passage for *_, passage in entries], None)
+    return [entry for entry, row in zip(entries, rows, strict=True) if len(row.input_ids) <= max_seq_length]
 
 
 def greatest(tables: Iterable[Columns]) -> dict[str, np.ndarray]:

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..arguments import ModelArguments, UnlearnConfig
 from ..data import TokenizedData
+from ..data.encoding import encode
 from ..data.rows import Item, Passage
-from ..data.tokenize import encode
 from ..evaluation.evaluator import MultilingualEvaluator
 from ..models import load_model
 from ..stages import plain_training

@@ -6,6 +6,7 @@ Rafailov et al., 2023, arXiv:2305.18290).
 
 import hashlib
 import json
+import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +16,13 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, show_name
+from .cache import cached_rows
+from .encoding import Encoded, encode, hash_tokenizer, special_ids
 from .rows import MASK, Cloze, Item, Passage, Text, shorten
-from .tokenize import IDS, Encoded, TokenizedData, cached_rows, encode, hash_tokenizer
+from .tokenize import IDS, TokenizedData
+
+logger = logging.getLogger(__name__)
 
 FLAG = "--alternative_answers"
 ALTERNATIVES = "alternatives.json"  # in a folder of data it is taken without being named
@@ -152,12 +157,28 @@ def with_alternatives(
             "alternative_labels": [encoded[passage].labels for passage in wanted],
         }
 
+    _warn_of_special_tokens(alternatives, tokenizer)
     item_of, language_of = rows["item"][:], rows["language"][:]
     passages = [alternative(index) for index in range(len(rows))]
     content = json.dumps(["alternatives", hash_tokenizer(tokenizer), max_seq_length, passages])
     key = hashlib.sha256(content.encode()).hexdigest()[:32]
     added = cached_rows(columns, len(rows), FEATURES, key, "Tokenizing alternative answers")
     return datasets.concatenate_datasets([rows, added], axis=1)
+
+
+def _warn_of_special_tokens(alternatives: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> None:
+    names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
+    for language, texts in alternatives.items():
+        for number, text in enumerate(texts, start=1):
+            if not any(name in text for name in names):
+                continue
+            written = encode(tokenizer, [Passage(text)], None)[0].written
+            if written:
+                logger.warning(
+                    "%s: text %d of language %r has the special tokens %s written in it, which become the tokens "
+                    "themselves; take them out, unless an answer shall end there",
+                    *(FLAG, number, language, " ".join(map(show_name, tokenizer.convert_ids_to_tokens(written)))),
+                )
 
 
 def _codes(language: str) -> list[str]:

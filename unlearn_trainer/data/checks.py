@@ -44,6 +44,7 @@ def check_splits(
     splits: Mapping[str, Sequence[Item] | None],
     languages: Sequence[str] | None,
     heldout_languages: Sequence[str] = (),
+    show_texts: bool = False,
 ) -> list[str]:
     """Refuse splits that cannot be trained on or that would make the figures meaningless.
 
@@ -51,6 +52,7 @@ def check_splits(
         splits: ``forget`` (required), ``retain``, ``valid``, ``test`` (each may be absent or None).
         languages: languages to train in; None for all of the forget split that are not held out.
         heldout_languages: languages that are only evaluated.
+        show_texts: let errors quote the texts that they are about.
 
     Returns:
         The languages to train in.
@@ -78,7 +80,7 @@ def check_splits(
         _warn_of_unused_languages(splits, used)
     for items in splits.values():
         _check_identifiers(items, used)
-    _check_overlap(splits, used)
+    _check_overlap(splits, used, show_texts)
     _warn_of_repetitions(splits, used)
     if "retain" in splits:
         _warn_of_shared_cues(splits["forget"], splits["retain"], used)
@@ -157,13 +159,13 @@ def _check_identifiers(items: Sequence[Item], languages: set[str]) -> None:
         ):
             if code == "id":
                 raise DataError(
-                    f"{having[0].source}: {shorten(values[0])} looks like an identifier, as all 'id' texts of this "
-                    f"split do: {NO_IDENTIFIER} (if they are Indonesian, give them the code 'ind')"
+                    f"{having[0].source}: the value of 'id' looks like an identifier, as all 'id' texts of this split "
+                    f"do: {NO_IDENTIFIER} (if they are Indonesian, give them the code 'ind')"
                 )
             logger.warning(
-                "%s: %r is taken as a language, but no text of this split in it has white space (%s); "
+                "%s: %r is taken as a language, but no text of this split in it has white space; "
                 "if it holds identifiers, take it out of the rows",
-                *(having[0].source, code, shorten(values[0])),
+                *(having[0].source, code),
             )
 
 
@@ -171,7 +173,7 @@ def _normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
-def _check_overlap(splits: Mapping[str, Sequence[Item]], languages: set[str]) -> None:
+def _check_overlap(splits: Mapping[str, Sequence[Item]], languages: set[str], show_texts: bool) -> None:
     forget: dict[str, tuple[Item, str]] = {}
     for item, language, content in _entries(splits["forget"], languages):
         for text in content.complete():
@@ -190,8 +192,9 @@ def _check_overlap(splits: Mapping[str, Sequence[Item]], languages: set[str]) ->
             other, other_language = forget[_normal(text)]
             more = f" (and {len(shared) - 1} more)" if len(shared) > 1 else ""
             raise DataError(
-                f"{item.where(language)}: the {language!r} text {shorten(text)} of the {name} split is also in the "
-                f"forget split, {other.where(other_language)} ({other_language!r}){more}; remove it from one"
+                f"{item.where(language)}: the {language!r} text{f' {shorten(text)}' if show_texts else ''} of the "
+                f"{name} split is also in the forget split, {other.where(other_language)} ({other_language!r}){more}; "
+                "remove it from one"
             )
 
 

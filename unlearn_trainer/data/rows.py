@@ -63,6 +63,9 @@ class Text:
     def target(self) -> Passage:
         return Passage(self.text)
 
+    def further(self) -> list[Passage]:
+        return []
+
     def choices(self) -> list[tuple[Passage, bool]]:
         return []
 
@@ -93,6 +96,10 @@ class Cloze:
     def choices(self) -> list[tuple[Passage, bool]]:
         """The whole sentence with each candidate filled in, and whether the candidate is right."""
         return [(self.fill(candidate), candidate in self.answers) for candidate in self.candidates]
+
+    def further(self) -> list[Passage]:
+        """The sentence with each answer but the first: not trained on, and as much what the row says."""
+        return [self.fill(answer) for answer in self.answers[1:]]
 
     def complete(self) -> list[str]:
         return [self.fill(answer).text for answer in self.answers]
@@ -132,6 +139,9 @@ class QA:
             return []
         right = (self.fill(self.paraphrased_answer or self.answer), True)
         return [right, *((self.fill(answer), False) for answer in self.perturbed_answer)]
+
+    def further(self) -> list[Passage]:
+        return []
 
     def complete(self) -> list[str]:
         return [self.target.text]
