@@ -29,6 +29,7 @@ from transformers.integrations.deepspeed import (
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
+from .saving import as_loaded, lend_padding
 
 ADAPTER = "adapter_config.json"
 
@@ -49,7 +50,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
                 f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path} has neither a padding "
                 "nor an end-of-text token; save it again with a pad_token set, and name it with --tokenizer_name"
             )
-        tokenizer.pad_token = tokenizer.eos_token
+        lend_padding(tokenizer)
     return tokenizer
 
 
@@ -169,7 +170,8 @@ def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
         with _loading_whole(trainer):
             adapted = PeftModel.from_pretrained(load_model(model_args), folder / "adapter", torch_device="cpu")
             adapted.merge_and_unload().save_pretrained(folder)
-        trainer.processing_class.save_pretrained(folder)
+        with as_loaded(trainer.processing_class):
+            trainer.processing_class.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -33,6 +33,7 @@ from .models import check_adapter
 from .packing import lay_out
 from .row_groups import GroupTokens, check_rows, learned_positions, rows_in_use
 from .run_events import LossLog, RunEvents, check_best_metric, check_finite
+from .saving import SavedAsLoaded
 from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
 from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
 from .teacher_cache import CachedTeacher, TeacherCache
@@ -49,7 +50,7 @@ _STOPS = {0: 0, signal.SIGTERM: 1, signal.SIGINT: 2**16}
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
-class UnlearnTrainer(WholeCheckpoints, Trainer):
+class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, Trainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
