@@ -1,4 +1,4 @@
-"""What is saved is what was loaded, but for what was trained: a training leaves no marks on configuration or tokenizer.
+"""What is saved is what was loaded, but for what was trained: no marks of a run on configuration or tokenizer.
 
 A Trainer sets ``use_cache`` of the model's configuration to False, and the ids of special tokens in it and in the
 generation settings to the tokenizer's; and a tokenizer without a padding token is lent one. All of that is good for
