@@ -13,7 +13,8 @@ from .errors import ConfigError
 
 # What the engines write beside tensors, and what their makers' own readers take for harmless: values without methods
 # that run when they are read.
-_OF_NUMPY = [numpy.zeros(0).__reduce__()[0], numpy.ndarray, numpy.dtype, type(numpy.dtype(numpy.uint32))]
+_OF_NUMPY = [numpy.zeros(0).__reduce__()[0], numpy.ndarray, numpy.dtype]
+_OF_NUMPY += {type(numpy.dtype(kind)) for kind in "?bhilqBHILQefd"}
 _OF_DEEPSPEED = {
     "deepspeed.runtime.zero.config": ["ZeroStageEnum"],
     "deepspeed.runtime.fp16.loss_scaler": ["LossScaler", "DynamicLossScaler"],
