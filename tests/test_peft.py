@@ -86,6 +86,31 @@ def test_an_adapter_on_a_tied_embedding_is_not_merged():
     apply_peft(tiny_model("llama-tied"), ModelArguments("model", use_peft=True, lora_target_modules=modules))
 
 
+MIXTURE = {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size_mlp": 48, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize(
+    "kind, target, reason",
+    [
+        ("llama4_text", "router", "it returns other than a product"),
+        ("mamba", "x_proj", "its weights are read by a kernel"),
+    ],
+)
+def test_a_layer_that_cannot_have_an_adapter_is_left_out_and_refused_by_name(kind, target, reason):
+    model = apply_peft(tiny_model(kind, state_size=8, **MIXTURE), ModelArguments("model", use_peft=True))
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert adapted and not any(name.endswith(target) for name in adapted)
+    arguments = ModelArguments("model", use_peft=True, lora_target_modules=[target])
+    with pytest.raises(ConfigError, match=rf"--lora_target_modules {target}: .*{target}.*({reason}|incompatible)"):
+        apply_peft(tiny_model(kind, state_size=8, **MIXTURE), arguments)
+
+
+def test_a_name_that_other_modules_have_too_is_written_out():
+    # The blocks of its feed-forward networks are called 0 and 2, as the layers are.
+    model = apply_peft(tiny_model("ctrl", n_embd=32, n_layer=2, n_head=4, dff=48), ModelArguments("m", use_peft=True))
+    assert {name.rpartition(".")[2] for name, each in model.named_modules() if hasattr(each, "lora_A")} >= {"0", "2"}
+
+
 def adapted(**settings):
     torch.manual_seed(1)
     return peft.get_peft_model(tiny_model(), peft.LoraConfig(task_type="CAUSAL_LM", r=2, **settings))

@@ -92,7 +92,9 @@ class ModelArguments:
     use_peft: bool = _flag(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = _flag(16, "Rank of the adapter.")
     lora_alpha: int = _flag(32, "The adapter's output is scaled by lora_alpha / lora_r.")
-    lora_target_modules: list[str] | None = _flag(None, "Modules that get an adapter; by default all-linear.")
+    lora_target_modules: list[str] | None = _flag(
+        None, "Modules that get an adapter; by default all linear layers that can take one."
+    )
     merge_adapter: bool = _flag(False, "Save the model with its adapter merged in, and the adapter beside it.")
     trainable_layers: str | None = _flag(
         None,

@@ -26,6 +26,7 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from .adapters import lora_targets, unfit_for_lora
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
@@ -109,19 +110,31 @@ def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrained
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ConfigError("--use_peft needs the package peft: pip install peft") from error
+    names = " ".join(model_args.lora_target_modules or ["(all linear layers)"])
+    unfit = unfit_for_lora(model)
+    targets = model_args.lora_target_modules or lora_targets(model, unfit)
+    if not targets:
+        raise ConfigError(
+            f"--use_peft: {type(model).__name__} has no linear layer that can take an adapter; train it whole"
+        )
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
         r=model_args.lora_r,
         lora_alpha=model_args.lora_alpha,
-        target_modules=model_args.lora_target_modules or "all-linear",
+        target_modules=targets,
     )
-    names = " ".join(model_args.lora_target_modules or ["(all linear layers)"])
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is not None and head.weight is embedding.weight
     try:
         adapted = get_peft_model(model, adapter)
     except ValueError as error:
         raise ConfigError(f"--lora_target_modules {names}: {error}") from error
+    for name, reason in unfit.items():
+        if hasattr(model.get_submodule(name), "lora_A"):
+            raise ConfigError(
+                f"--lora_target_modules {names}: {name} cannot have an adapter ({reason}); leave it out, or leave "
+                "--lora_target_modules out for all layers that can"
+            )
     if model.get_output_embeddings() is not head:
         raise ConfigError(
             f"--lora_target_modules {names}: the vocabulary head cannot have an adapter, because the teacher, the "

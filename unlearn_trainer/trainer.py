@@ -25,7 +25,7 @@ from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
-from .identity import check_resumable, identity_of
+from .identity import check_identity, saved_identity, settings_of, trained_names
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .layers import check_trained, disable_dropout
 from .lm_head import attach_head
@@ -167,7 +167,16 @@ class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, Trainer):
 
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
-        return identity_of(self, self._teacher_signature())
+        settings = settings_of(
+            self.args, WeightPolicy, [objective for objective in self.objectives.values() if objective]
+        )
+        return {
+            "languages": self.languages,
+            **settings,
+            **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
+            "trained weights": trained_names(self.model),
+            "teacher": self._teacher_signature(),
+        }
 
     def _questions(self) -> list[Asked]:
         """All that the objectives ask the teacher."""
@@ -277,14 +286,9 @@ class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, Trainer):
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
-        identity = self.identity()
         if checkpoint:  # ahead of its weights, which another run's model may not be able to take
             check_whole(Path(checkpoint))
-            planned = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
-            steps = self.args.max_steps if self.args.max_steps > 0 else planned
-            check_resumable(Path(checkpoint), self.accelerator, self.args, identity, steps)
-        else:
-            self.language_weights.identity = identity
+            check_identity(saved_identity(checkpoint), self.identity())
         with self._stop_signal:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
