@@ -21,6 +21,7 @@ from unlearn_trainer.engines import check_processes, engine_of_its_own, start_de
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.evaluation.report import comparison_table, configuration, environment, peak_memory, write_results
 from unlearn_trainer.files import held_folder
+from unlearn_trainer.integrations import check_integrations
 from unlearn_trainer.layers import restrict_training
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.memory import memory_table
@@ -71,6 +72,7 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
     checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
+    check_integrations(args, merged=model_args.merge_adapter or not model_args.use_peft, own_start=args.memorize_first)
     tokenizer, data = load_data(model_args, data_args, args)
     if args.do_predict and "test" not in data.datasets:
         raise ConfigError("--do_predict measures a test split: give --test_file, or leave --do_predict out")
@@ -111,6 +113,8 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
     if trainer.is_world_process_zero() and (args.do_train or after):
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
+    if args.do_train and args.push_to_hub:
+        trainer.push_result()
     if args.audit:
         trainer.accelerator.free_memory()  # relearning needs the room
         del trainer, weights

@@ -174,9 +174,9 @@ def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
     """
     folder = Path(trainer.args.output_dir)
     if not model_args.merge_adapter:
-        trainer.save_model(str(folder))
+        trainer.save_model(str(folder), _internal_call=True)  # uploaded only with its results
         return
-    trainer.save_model(str(folder / "adapter"))
+    trainer.save_model(str(folder / "adapter"), _internal_call=True)
     if trainer.is_world_process_zero():
         from peft import PeftModel
 

@@ -47,6 +47,7 @@ PLAIN_TRAINING = {
     "save_strategy": "no",
     "load_best_model_at_end": False,
     "report_to": [],
+    "push_to_hub": False,  # what it makes knows the forget rows, or is only compared with
 }
 
 

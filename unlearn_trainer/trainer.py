@@ -26,6 +26,7 @@ from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
 from .identity import check_identity, saved_identity, settings_of, trained_names
+from .integrations import OnlyResultToHub
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .layers import check_trained, disable_dropout
 from .lm_head import attach_head
@@ -50,7 +51,7 @@ _STOPS = {0: 0, signal.SIGTERM: 1, signal.SIGINT: 2**16}
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
-class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, Trainer):
+class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, Trainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
