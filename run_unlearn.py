@@ -19,15 +19,18 @@ from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
 from unlearn_trainer.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.evaluation.report import comparison_table, configuration, environment, peak_memory, write_results
+from unlearn_trainer.evaluation.report import comparison_table, write_results
 from unlearn_trainer.files import held_folder
 from unlearn_trainer.integrations import check_integrations
 from unlearn_trainer.layers import restrict_training
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.memory import memory_table
 from unlearn_trainer.models import apply_peft, load_model, save_trained
+from unlearn_trainer.outcome import closing_words, warn_of_the_unguarded, weaknesses
 from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.results import collected_warnings, gather_results
 from unlearn_trainer.stages import measured_splits, prepare_stages
+from unlearn_trainer.start_checks import try_the_end
 from unlearn_trainer.trainer import UnlearnTrainer
 
 
@@ -63,12 +66,12 @@ def run(argv: list[str] | None = None) -> dict:
     check_processes(args.world_size)
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
-    with held_folder(args.output_dir):
-        return carry_out(model_args, data_args, args)
+    with held_folder(args.output_dir), collected_warnings() as warnings:
+        return carry_out(model_args, data_args, args, warnings)
 
 
-def carry_out(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> dict:
-    """The run in its output folder, which no other run writes to meanwhile."""
+def carry_out(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig, warnings: list[str]) -> dict:
+    """The run in its output folder, which no other run writes to meanwhile; ``warnings`` grow while it goes on."""
     checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
@@ -78,6 +81,8 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
         raise ConfigError("--do_predict measures a test split: give --test_file, or leave --do_predict out")
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
 
+    warn_of_the_unguarded(args, measured_splits(args, data))
+    try_the_end(model_args, data_args, args, tokenizer)
     start, reference = prepare_stages(model_args, args, data, tokenizer)
     trainer = make_trainer(start, args, data, tokenizer)
     timing = {"train_seconds": 0.0}
@@ -91,33 +96,18 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
     never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None
     timing["eval_seconds"] = time.time() - started
 
-    weights = trainer.language_weights
-    before = weights.figures_at_start or {}
-    results = {
-        "schema_version": 1,
-        "config": configuration(model_args, data_args, args),
-        "environment": environment(args.device, args.world_size),
-        "languages": data.languages,
-        "heldout_languages": data.heldout_languages,
-        "dropped_rows": data.dropped_rows,
-        "truncated_rows": data.truncated_rows,
-        "before": before or after,
-        "after": after,
-        "language_weights": weights.reported_history(),
-        "unlearning_score": weights.score(after) if before and "forget" in after else None,
-        "stop_reason": weights.stop_reason,
-        "timing": timing | {"peak_memory_bytes": peak_memory()},
-    }
-    if never_seen is not None:
-        results["never_seen"] = never_seen
-    if trainer.is_world_process_zero() and (args.do_train or after):
+    results = gather_results(trainer, (model_args, data_args, args), data, after, never_seen, timing)
+    results["warnings"] = [*warnings, *weaknesses(results)]
+    written = args.do_train or bool(after)
+    if trainer.is_world_process_zero() and written:
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
+    say(closing_words(results, written))
     if args.do_train and args.push_to_hub:
         trainer.push_result()
     if args.audit:
         trainer.accelerator.free_memory()  # relearning needs the room
-        del trainer, weights
+        del trainer
         release_memory()
         audit_run(start, reference, model_args, data_args, args)
     return results

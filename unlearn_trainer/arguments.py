@@ -143,6 +143,7 @@ class DataArguments:
     max_train_samples: int | None = _flag(None, "Use only this number of items of the forget and the retain split.")
     max_eval_samples: int | None = _flag(None, "Use only this number of items of the valid split.")
     max_predict_samples: int | None = _flag(None, "Use only this number of items of the test split.")
+    show_texts: bool = _flag(False, "Let messages and reports show texts of the splits.")
 
     def __post_init__(self):
         _check_literals(self)
@@ -292,6 +293,10 @@ class UnlearnConfig(
     """
 
     logging_nan_inf_filter: bool = _flag(False, "Hide NaN and infinite losses from the logs.")
+    load_best_model_at_end: bool | None = _flag(
+        None,
+        "Save the best model of the evaluations and end with it; with `target` by default, if it saves.",
+    )
 
     def __post_init__(self):
         if self.load_best_model_at_end and self.metric_for_best_model is None:

@@ -18,9 +18,10 @@ EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
 
 def say(text: str) -> None:
-    """Print on the main process only."""
+    """Print on the main process only; what the terminal has no characters for is written as ``\\u1234``."""
     if PartialState().is_main_process:
-        print(text, flush=True)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def without_bars() -> None:

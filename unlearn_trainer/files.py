@@ -22,13 +22,16 @@ LOCK = ".lock"
 
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
-    """Write ``text`` to ``path``, whole or not at all; an earlier file stays until the new one is complete."""
+    """Write ``text`` to ``path``, whole or not at all; an earlier file stays until the new one is complete.
+
+    The bytes of a file name that is not UTF-8 are written as ``\\udcff``, from which JSON reads the same name again.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

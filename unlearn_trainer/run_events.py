@@ -110,8 +110,10 @@ class RunEvents(TrainerCallback):
             self.trainer.language_weights.identity = identity
             self.trainer.measure_start()
             self.trainer.watch_retain()
+        self.trainer.keep_best()
 
     def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.forget_best()
         check_finite(self.trainer.model, state.global_step, args.device)
         self.trainer.remove_teacher_cache()
 

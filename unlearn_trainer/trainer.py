@@ -17,6 +17,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, speed_metrics
 
 from .arguments import UnlearnConfig
+from .best_model import KeepsBest
 from .checkpoints import StopSignal, WholeCheckpoints, check_whole
 from .console import CompactPrinter, CompactProgress
 from .data.collator import TrainingRows, UnlearnCollator
@@ -51,7 +52,7 @@ _STOPS = {0: 0, signal.SIGTERM: 1, signal.SIGINT: 2**16}
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
-class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, Trainer):
+class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, Trainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
@@ -491,10 +492,17 @@ class UnlearnTrainer(WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, Trainer):
         return flat
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
-        """Metrics of ``test_dataset`` (rows or ``{split: rows}``), all languages; no logits are kept."""
+        """Metrics of ``test_dataset`` (rows or ``{split: rows}``), all languages; no logits are kept.
+
+        Those of rows have no split in their keys: ``test_sw_loss``, ``test_loss``, ``test_worst_loss``. Beside them
+        are, for one version more, those with the prefix twice (``test_test_sw_loss``).
+        """
         datasets = {"test": test_dataset} if isinstance(test_dataset, Dataset) else test_dataset
         figures = self._measure(datasets)
         metrics = flatten_figures(figures, self.languages, metric_key_prefix)
+        if isinstance(test_dataset, Dataset):
+            twice = f"{metric_key_prefix}_test_"
+            metrics |= {f"{metric_key_prefix}_{key.removeprefix(twice)}": value for key, value in metrics.items()}
         return PredictionOutput(predictions=None, label_ids=None, metrics=metrics)
 
     # ---- logging and saving -----------------------------------------------------------------------------------------

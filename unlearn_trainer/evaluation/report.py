@@ -151,15 +151,18 @@ def comparison_table(results: dict[str, Any], width: int | None = None) -> str:
     """``results`` (the schema of results.json) as a plain text table, a line per language and one for their mean.
 
     Held-out languages and their mean stand below a rule of their own. Columns without a figure are left out, a missing
-    figure is "-". The last phase's worst language of each block is marked, unless all are equal. ``width`` is the
-    number of characters a line may have (default: the terminal's, or 120); what does not fit goes into a further table
-    below, but one metric's columns stay together. "nan" and "inf" are figures of a model that was destroyed.
+    figure is "-"; where before and after are the same, they stand there once, as "now". The last phase's worst
+    language of each block is marked, unless all are equal. ``width`` is the number of characters a line may have
+    (default: the terminal's, or 120); what does not fit goes into a further table below, but one metric's columns stay
+    together. "nan" and "inf" are figures of a model that was destroyed.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     blocks = [block for block in (results["languages"], results["heldout_languages"]) if block]
     labels = [[*block, "mean"] for block in blocks]
     names = ["language", *(label for block in labels for label in block)]
     name_width = max(len(name) for name in names)
+    if results.get("before") and results["before"] == results.get("after"):  # nothing was trained
+        results = {**results, "before": {}}
     groups = [group for group in (_render_group(group, results, blocks) for group in _GROUPS) if group]
     if not groups:
         return "no figures were measured"
@@ -200,7 +203,8 @@ def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]
     judged = "after" if "after" in columns else next(iter(columns))
     rendered = []
     for phase, column in columns.items():
-        cells = [PHASES[phase] + " " * (phase == judged)]
+        title = "now" if phase == "after" and not results.get("before") else PHASES[phase]
+        cells = [title + " " * (phase == judged)]
         for number, values in enumerate(column):
             before = columns["before"][number] if "before" in columns else [None] * len(values)
             worst = _worst(group, before, values) if phase == judged else set()
