@@ -82,7 +82,7 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
     say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
 
     warn_of_the_unguarded(args, measured_splits(args, data))
-    try_the_end(model_args, data_args, args, tokenizer)
+    try_the_end(model_args, data_args, args)
     start, reference = prepare_stages(model_args, args, data, tokenizer)
     trainer = make_trainer(start, args, data, tokenizer)
     timing = {"train_seconds": 0.0}

@@ -64,7 +64,7 @@ class KeepsBest:
         super()._save_checkpoint(model, trial)
         if not self._keeps_best or self.state.best_global_step != self.state.global_step:
             return
-        if self._extra is not None and self.args.should_save:
-            shutil.rmtree(self._extra, ignore_errors=True)
         best = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self._extra not in (None, best) and self.args.should_save:  # the same where a save of the epoch follows
+            shutil.rmtree(self._extra, ignore_errors=True)
         self._extra, self._is_extra = (best if self._is_extra else None), False

@@ -30,7 +30,7 @@ from .adapters import lora_targets, unfit_for_lora
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
-from .saving import as_loaded, lend_padding
+from .saving import as_loaded, lend_padding, refusal_to_save
 
 ADAPTER = "adapter_config.json"
 
@@ -39,7 +39,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     """The tokenizer of the model or of `--tokenizer_name`, with the end-of-text token for padding if it has none.
 
     Raises:
-        ConfigError: it cannot be loaded, or has neither a padding nor an end-of-text token.
+        ConfigError: it cannot be loaded, could not be saved, or has neither a padding nor an end-of-text token.
     """
     if model_args.tokenizer_name:  # `revision` and `gguf_file` are places in the model's repository
         tokenizer = _load(AutoTokenizer, "tokenizer", model_args.tokenizer_name, "--tokenizer_name")
@@ -52,6 +52,12 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
                 "nor an end-of-text token; save it again with a pad_token set, and name it with --tokenizer_name"
             )
         lend_padding(tokenizer)
+    problem = refusal_to_save(tokenizer)
+    if problem is not None:
+        raise ConfigError(
+            f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path} could not be saved: "
+            f"{problem}. Mend it, or name another with --tokenizer_name"
+        )
     return tokenizer
 
 

@@ -8,7 +8,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
 
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
 from .checkpoints import RESULTS
@@ -16,28 +15,26 @@ from .errors import ConfigError
 from .evaluation.report import configuration, write_json
 from .memory import OPTIMIZER_BYTES, build_on_meta
 from .models import load_config
-from .saving import as_loaded
 
 TRIAL = ".trial-"  # beginning of the name of the folder that is made and removed again
 
 
-def try_the_end(
-    model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def try_the_end(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> None:
     """Write all but the weights as the end of the run will, and see whether the disk holds these; leave nothing.
 
-    Call it on every process: the first one tries, and all refuse together.
+    A tokenizer that cannot be saved is refused where it is loaded. Call it on every process: the first one tries, and
+    all refuse together.
 
     Raises:
         ConfigError: something could not be saved at the end; says what, and the remedy.
     """
-    problem = _first_problem(model_args, data_args, args, tokenizer) if PartialState().is_main_process else None
+    problem = _first_problem(model_args, data_args, args) if PartialState().is_main_process else None
     (problem,) = broadcast_object_list([problem])
     if problem is not None:
         raise ConfigError(problem)
 
 
-def _first_problem(model_args, data_args, args, tokenizer) -> str | None:
+def _first_problem(model_args, data_args, args) -> str | None:
     output = Path(args.output_dir)
     makes_models = args.do_train or args.memorize_first or args.train_never_seen
     what = f"--output_dir {output}"
@@ -46,9 +43,6 @@ def _first_problem(model_args, data_args, args, tokenizer) -> str | None:
             what = f"{RESULTS} in --output_dir {output}"
             write_json(Path(place) / RESULTS, {"config": configuration(model_args, data_args, args)})
             if makes_models:
-                what = f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path}"
-                with as_loaded(tokenizer):
-                    tokenizer.save_pretrained(place)
                 what = f"the configuration of --model_name_or_path {model_args.model_name_or_path}"
                 load_config(model_args).save_pretrained(place)
                 what = f"weights in --output_dir {output}"
