@@ -285,7 +285,7 @@ def cloze(prompt="a b <mask>", answers=("c",), candidates=("c", "d")):
 
 DATA = {
     "broken JSON": (row("forget", '{"en": "a b'), ["forget.jsonl:3: broken JSON", "one whole JSON object"]),
-    "a CSV file": (raw("retain", b"en,sw\na,b\n"), ["retain.jsonl:1: broken JSON", "one whole JSON object"]),
+    "a CSV file": (raw("retain", b"en,sw\na,b\n"), ["retain.jsonl:1: comma-separated values", "load_dataset('csv'"]),
     "a list": (row("forget", ["a b"]), ["forget.jsonl:3", "must be a JSON object"]),
     "unknown key": (row("forget", {"promt": {"en": "a <mask>"}, "answers": {"en": ["b"]}}), ["forget.jsonl:3"]),
     "unknown key of a known row": (
@@ -301,7 +301,7 @@ DATA = {
     "number for text": (row("forget", {"en": "a", "sw": 7}), ["forget.jsonl:3: language 'sw'", "string, not 7"]),
     "answer not among candidates": (
         row("forget", cloze(candidates=("d", "e"))),
-        ["forget.jsonl:3: language 'en'", 'answer "c" is not among its candidates', "add it"],
+        ["forget.jsonl:3: language 'en'", "answer 1 is not among its candidates", "add it"],
     ),
     "no mask": (row("forget", cloze("a b")), ["forget.jsonl:3: language 'en'", "no <mask>", "write exactly one"]),
     "two masks": (row("forget", cloze("<mask> <mask>")), ["forget.jsonl:3: language 'en'", "2 <mask>", "exactly one"]),
@@ -315,7 +315,7 @@ DATA = {
     ),
     "identifiers beside translations": (
         only("forget", {"id": "forget-3-doc", "en": "a b c"}, {"id": "forget-4-doc", "en": "b c d"}),
-        ["forget.jsonl:1", "forget-3-doc", "Indonesian", "take an identifier out of the row"],
+        ["forget.jsonl:1", "looks like an identifier", "Indonesian", "take an identifier out of the row"],
     ),
     "column beside translations": (
         row("retain", {"source": "news", "en": "a"}),

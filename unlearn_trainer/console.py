@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .engines import leave_process_group
-from .errors import Terminated, TrainingDiverged, UnlearnError
+from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
 
 EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
@@ -57,7 +57,7 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
 def _fail(message: str, code: int) -> int:
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    print(without_controls(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 
 

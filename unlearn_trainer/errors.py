@@ -12,18 +12,22 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def show_name(name: object, limit: int = 40) -> str:
-    """A name from outside (a language, key, file or token) as messages and pages may show it.
+def without_controls(text: str) -> str:
+    """The text with control characters, lone surrogates and what reorders or hides text written as ``\\u202e``."""
+    kinds = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in kinds else c for c in text)
 
-    Control characters and those that reorder or hide what follows (bidirectional marks and overrides, zero-width
-    characters) are written as ``\\u202e``; what is longer than ``limit`` characters is cut.
-    """
+
+def show_name(name: object, limit: int = 40) -> str:
+    """A name from outside (a language, key or token) as messages may show it: :func:`without_controls`, and cut."""
     text = str(name)
-    shown = "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
-        for c in (text if len(text) <= limit else text[: limit - 3] + "...")
-    )
-    return shown
+    return without_controls(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def quote_name(name: str) -> str:
+    """A name in quotes; what is as long as a text, or has white space as one has, is only described."""
+    is_text = len(name) > 40 or any(map(str.isspace, name.strip()))
+    return f"a text of {len(name)} characters" if is_text else f"'{show_name(name)}'"
 
 
 class UnlearnError(ValueError):

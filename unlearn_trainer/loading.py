@@ -18,8 +18,10 @@ from .data import (
     synthetic,
     tokenize_splits,
 )
+from .errors import ConfigError
 from .files import make_own_folder, name_whole_folder
 from .models import load_tokenizer
+from .objectives import METHODS
 
 SPLITS = ("forget", "retain", "valid", "test")
 
@@ -34,6 +36,7 @@ def load_data(
     """
     with PartialState().main_process_first():
         tokenizer, items, data = load_rows(model_args, data_args, args)
+        _check_needed(args, items)
         if args.needs_companion("alternative"):
             path = find_alternatives(data_args.alternative_answers, data_args.data_dir)
             data = add_alternatives(data, items["forget"], tokenizer, data_args.max_seq_length, args.seed, path)
@@ -80,8 +83,35 @@ def load_rows(
         heldout,
         data_args.max_seq_length,
         {split: limit for split, limit in limits.items() if limit is not None},
+        data_args.show_texts,
     )
     return tokenizer, splits, data
+
+
+def _check_needed(args: UnlearnConfig, splits: Mapping[str, list[Item]]) -> None:
+    """Refuse a training whose splits are not all there; says at once what is needed, there and missing."""
+    if not args.do_train:
+        return
+    needed = {"forget": f"--forget_objective {args.forget_objective} needs forget rows; give --forget_file"}
+    if args.retain_objective != "none":
+        needed["retain"] = f"--retain_objective {args.retain_objective} needs retain rows; give --retain_file"
+    elif args.memorize_first or args.train_never_seen:
+        flag = "memorize_first" if args.memorize_first else "train_never_seen"
+        needed["retain"] = f"--{flag} needs retain rows; give --retain_file"
+    if args.needs_companion("counterpart"):
+        needed["valid"] = f"--forget_objective {args.forget_objective} needs never-seen rows; give --valid_file"
+    elif args.forget_weighting == "target" and args.forget_target == "auto":
+        needed["valid"] = (
+            "--forget_weighting target needs text the model never saw: give --valid_file, or a number with "
+            "--forget_target"
+        )
+    missing = [reason for split, reason in needed.items() if not splits.get(split)]
+    if missing:
+        fewer = [name for name, method in METHODS.items() if method.retain_objective == "none"]
+        raise ConfigError(
+            f"{'; '.join(missing)}. This run needs the splits {', '.join(needed)}, and there are {', '.join(splits)}; "
+            f"with the forget split alone go --method {', '.join(fewer)}"
+        )
 
 
 def _built(folder: Path, build: Callable[[Path, int], None], seed: int) -> str:

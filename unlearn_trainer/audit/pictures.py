@@ -19,11 +19,14 @@ MOST_NUMBERED = 16
 ENDS = {0: "never seen", 1: "before"}
 SPAN = (-0.3, 1.3)
 _FONT = 11
-_NOT_IN_MARKUP = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+# Control characters and lone surrogates; and marks that turn the direction of all text behind them.
+_NOT_IN_MARKUP = re.compile(
+    "[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"
+)
 
 
 def representable(text: str) -> str:
-    """The text with U+FFFD for what neither markup nor UTF-8 can hold: control characters and lone surrogates."""
+    """The text with U+FFFD for what markup and UTF-8 cannot hold, and what would reorder the text around it."""
     return _NOT_IN_MARKUP.sub("\ufffd", text)
 
 

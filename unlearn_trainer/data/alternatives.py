@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import ConfigError, DataError, show_name
+from ..errors import ConfigError, DataError, UnlearnError, quote_name, show_name, without_controls
 from .cache import cached_rows
 from .encoding import Encoded, encode, hash_tokenizer, special_ids
 from .rows import MASK, Cloze, Item, Passage, Text, shorten
@@ -195,14 +195,14 @@ def _without_full_stop(text: str) -> str:
 
 
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
-    place = f"{path} ({FLAG})"
+    place = f"{without_controls(str(path))} ({FLAG})"
     example = 'write {"en": ["I do not know.", "..."], ...}'
 
     def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         for name in names:
             if names.count(name) > 1:
-                raise DataError(f"{place}: language {name!r} occurs twice; put its texts into one list")
+                raise DataError(f"{place}: language {quote_name(name)} occurs twice; put its texts into one list")
         return dict(pairs)
 
     try:
@@ -214,16 +214,23 @@ def _read(path: Path) -> dict[str, tuple[str, ...]]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise DataError(f"{place}: broken JSON at {where} ({error.msg}); {example}") from error
+    except UnlearnError:
+        raise
+    except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
+        raise DataError(f"{place}: broken JSON ({error}); {example}") from error
     if not isinstance(content, dict) or not content:
         raise DataError(
             f"{place}: must hold an object from language codes to lists of texts, not {shorten(content)}; {example}"
         )
     for language, texts in content.items():
         if not isinstance(texts, list) or not texts:
-            raise DataError(f"{place}: language {language!r} needs a list of texts, not {shorten(texts)}; {example}")
+            raise DataError(
+                f"{place}: language {quote_name(language)} needs a list of texts, not {shorten(texts)}; {example}"
+            )
         for text in texts:
             if not isinstance(text, str) or not text.strip() or text != text.encode(errors="replace").decode():
                 raise DataError(
-                    f"{place}: language {language!r}: {shorten(text)} is no text; write an answer, or take it out"
+                    f"{place}: language {quote_name(language)}: {shorten(text)} is no text; write an answer, or take "
+                    "it out"
                 )
     return {language: tuple(texts) for language, texts in content.items()}

@@ -6,7 +6,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, did_you_mean
 from .rows import NO_IDENTIFIER, QA, Cloze, Item, Text, shorten
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def check_languages(
         if language not in present["forget"]:
             raise DataError(
                 f"no row of the forget split is in language {language!r} of --languages; "
-                f"the forget split has {', '.join(present['forget'])}"
+                f"the forget split has {', '.join(present['forget'])}{did_you_mean(language, present['forget'])}"
             )
         if language not in present.get("retain", [language]):
             logger.warning("no row of the retain split is in language %r: nothing will be retained in it", language)
@@ -108,7 +108,7 @@ def check_languages(
         if language not in everywhere:
             raise DataError(
                 f"no row of any split is in language {language!r} of --heldout_languages; "
-                f"the data have {', '.join(everywhere)}"
+                f"the data have {', '.join(everywhere)}{did_you_mean(language, everywhere)}"
             )
     for name, names in present.items():
         if not {*languages, *heldout_languages} & {*names}:

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import DataError
+from ..errors import DataError, quote_name, without_controls
+from .formats import foreign_format
 
 MASK = "<mask>"
 REQUIRED_KEYS = {
@@ -176,12 +177,19 @@ def read_jsonl(path: str | Path) -> list[Item]:
     Raises:
         DataError: the file cannot be read or a line cannot be used; names file, line, language and the remedy.
     """
+    name = without_controls(str(path))
     try:
-        lines = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        content = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        remedy = "name one file of this folder" if Path(path).is_dir() else "check the path"
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name}: cannot be read ({reason}); {remedy}") from error
+    other = foreign_format(path, content)
+    if other is not None:
+        raise DataError(f"{name}:1: {other}")
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return merge_by_id(
-        parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
+        parse_line(line, f"{name}:{number}") for number, line in enumerate(lines, start=1) if line.strip()
     )
 
 
@@ -201,7 +209,9 @@ def parse_line(line: str | bytes, source: str) -> Item:
             f"{source}: broken JSON at column {error.colno} ({error.msg}); one line must hold one whole JSON object"
         ) from error
     except _RepeatedKey as error:
-        raise DataError(f"{source}: the key {error.args[0]!r} occurs twice in one object; keep one") from error
+        raise DataError(
+            f"{source}: the key {quote_name(error.args[0])} occurs twice in one object; keep one"
+        ) from error
     except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
         raise DataError(f"{source}: broken JSON ({error}); one line must hold one whole JSON object") from error
     return parse_row(row, source)
@@ -215,23 +225,23 @@ def parse_row(row: Any, source: str) -> Item:
             exactly one ``<mask>``, a language that only some fields have.
     """
     if not isinstance(row, dict) or not row:
-        raise DataError(f"{source}: a row must be a JSON object with keys, not {shorten(row)}")
+        raise DataError(f"{source}: a row must be a JSON object with keys, not {describe(row)}")
     kind = _kind(row)
     if kind == "text":
         if isinstance(row.get("id"), int | float):
-            raise DataError(f"{source}: {shorten(row['id'])} is no text: {NO_IDENTIFIER}")
+            raise DataError(f"{source}: {describe(row['id'])} is no text: {NO_IDENTIFIER}")
         return Item("text", source, {_language(k, source): Text(_text(v, "text", source, k)) for k, v in row.items()})
     known = REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]
     for key in row:
         if key not in known:
-            raise DataError(f"{source}: unknown key {key!r} in a {kind} row{_nearest(key, known)}")
+            raise DataError(f"{source}: unknown key {quote_name(key)} in a {kind} row{_nearest(key, known)}")
     for key in REQUIRED_KEYS[kind]:
         if key not in row:
             raise DataError(f"{source}: a {kind} row needs the key {key!r}")
     if kind == "flat":
         language = _text(row["language"], "'language'", source)
         if not LANGUAGE_CODE.fullmatch(language):
-            raise DataError(f"{source}: 'language' must be {A_LANGUAGE_CODE}, not {language!r}")
+            raise DataError(f"{source}: 'language' must be {A_LANGUAGE_CODE}, not {quote_name(language)}")
         content = {language: Text(_text(row["text"], "'text'", source, language))}
         return Item("text", source, content, _identifier(row, source))
     columns = {key: _column(key, row[key], source) for key in known if key in row and key != "id"}
@@ -263,14 +273,14 @@ def merge_by_id(items: Iterable[Item]) -> list[Item]:
             first = merged[position[item.id]]
             if item.kind != first.kind:
                 raise DataError(
-                    f"{item.source}: id {item.id!r} of a {item.kind} row is also that of a {first.kind} row "
+                    f"{item.source}: id {quote_name(item.id)} of a {item.kind} row is also that of a {first.kind} row "
                     f"({first.source}); give one of them another id, or leave the id out"
                 )
             for language in item.content:
                 if language in first.content:
                     raise DataError(
-                        f"{item.source}: id {item.id!r} already has a text in {language!r} ({first.where(language)}); "
-                        "give every text its own id, or leave the id out"
+                        f"{item.source}: id {quote_name(item.id)} already has a text in {language!r} "
+                        f"({first.where(language)}); give every text its own id, or leave the id out"
                     )
             merged[position[item.id]] = replace(
                 first,
@@ -303,7 +313,7 @@ def _language(code: str, source: str) -> str:
     if not LANGUAGE_CODE.fullmatch(code):
         known = list(dict.fromkeys(key for kind in REQUIRED_KEYS for key in REQUIRED_KEYS[kind] + OPTIONAL_KEYS[kind]))
         raise DataError(
-            f"{source}: {code!r} is neither a known key nor {A_LANGUAGE_CODE}{_nearest(code, known)}; "
+            f"{source}: {quote_name(code)} is neither a known key nor {A_LANGUAGE_CODE}{_nearest(code, known)}; "
             "take out of the row what is no translation"
         )
     return code
@@ -319,7 +329,7 @@ def _identifier(row: Mapping[str, Any], source: str) -> str | None:
         return None
     value = row["id"]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f"{source}: 'id' must be a string or an integer, not {shorten(value)}")
+        raise DataError(f"{source}: 'id' must be a string or an integer, not {describe(value)}")
     return str(value)
 
 
@@ -327,7 +337,7 @@ def _text(value: Any, name: str, source: str, language: str | None = None) -> st
     place = f"{source}: language {language!r}: {name}" if language else f"{source}: {name}"
     if not isinstance(value, str):
         hint = "; leave out a language that an item lacks" if value is None else ""
-        raise DataError(f"{place} must be a string, not {shorten(value)}{hint}")
+        raise DataError(f"{place} must be a string, not {describe(value)}{hint}")
     if not value.strip():
         raise DataError(f"{place} is empty; write the text, or leave the language out of the row")
     try:
@@ -340,16 +350,16 @@ def _text(value: Any, name: str, source: str, language: str | None = None) -> st
 def _column(key: str, column: Any, source: str) -> dict[str, Any]:
     """One field of a cloze or qa row: language to a string, or to a tuple of strings without repetitions."""
     if not isinstance(column, dict) or not column:
-        raise DataError(f"{source}: {key!r} must be an object from language codes to values, not {shorten(column)}")
+        raise DataError(f"{source}: {key!r} must be an object from language codes to values, not {describe(column)}")
     parsed = {}
     for language, value in column.items():
         if not LANGUAGE_CODE.fullmatch(language):
-            raise DataError(f"{source}: {language!r} in {key!r} is not {A_LANGUAGE_CODE}")
+            raise DataError(f"{source}: {quote_name(language)} in {key!r} is not {A_LANGUAGE_CODE}")
         if key not in LIST_KEYS:
             parsed[language] = _text(value, repr(key), source, language)
         elif not isinstance(value, list) or not value:
             raise DataError(
-                f"{source}: language {language!r}: {key!r} must be a list of one string or more, not {shorten(value)}"
+                f"{source}: language {language!r}: {key!r} must be a list of one string or more, not {describe(value)}"
             )
         else:
             parsed[language] = tuple(dict.fromkeys(_text(each, repr(key), source, language) for each in value))
@@ -371,9 +381,18 @@ def _check_cloze(cloze: Cloze, place: str) -> None:
     count = cloze.prompt.count(MASK)
     if count != 1:
         raise DataError(f"{place}: 'prompt' has {count or 'no'} {MASK}; write exactly one, where the answer goes")
-    for answer in cloze.answers:
+    for number, answer in enumerate(cloze.answers, start=1):
         if cloze.candidates and answer not in cloze.candidates:
-            raise DataError(f"{place}: the answer {shorten(answer)} is not among its candidates; add it to them")
+            raise DataError(f"{place}: answer {number} is not among its candidates; add it to them")
+
+
+def describe(value: Any) -> str:
+    """What kind of JSON value it is, without what it says: messages end in logs."""
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 1000):
+        return json.dumps(value)
+    kinds = {str: "a text", int: "a number", float: "a number", list: "a list", dict: "an object", tuple: "a list"}
+    empty = isinstance(value, (list, dict)) and not value
+    return "nothing" if empty else kinds.get(type(value), "something else")
 
 
 def shorten(value: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from ..errors import ConfigError, DataError
+from .formats import foreign_format
 from .rows import Item, merge_by_id, parse_row, read_jsonl
 
 # Names of files (glob patterns, in a folder) and of splits (on the Hub).
@@ -65,12 +66,21 @@ def load_splits(
     if "forget" not in loaded:
         raise DataError(
             f"{data_dir} has no forget.jsonl or forget-*.jsonl, only: {_names(folder)}; pick one with --forget_file"
+            f"{_foreign(folder)}"
         )
     return {name: loaded[name] for name in FILE_PATTERNS if name in loaded}
 
 
 def _names(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+
+
+def _foreign(folder: Path) -> str:
+    """What is said of a forget split in another format."""
+    for path in sorted(folder.glob("forget*")) if folder else ():
+        if path.is_file() and path.suffix != ".jsonl":
+            return f" ({path.name} is {foreign_format(path, path.read_bytes()) or 'not called .jsonl'})"
+    return ""
 
 
 def _find(file: str, folder: Path | None, flag: str) -> Path:
