@@ -1,23 +1,27 @@
 """Every flag of a run, with its default and the combinations that are refused."""
 
+import contextlib
 import importlib.util
+import inspect
 import json
-import math
 import os
+import re
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
-from transformers.training_args import OptimizerNames
+from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from .errors import ConfigError, did_you_mean
 from .layers import parse_layers
 from .objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
+from .ranges import check_values, shown, with_short_words
 
 CHOICES = {
     "eval_strategy": IntervalStrategy,
@@ -26,6 +30,9 @@ CHOICES = {
     "hub_strategy": HubStrategy,
     "lr_scheduler_type": SchedulerType,
     "optim": OptimizerNames,
+    "log_level": trainer_log_levels,
+    "log_level_replica": trainer_log_levels,
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
 }
 # Flags of TrainingArguments that would do nothing here, with their defaults and the reason.
 WITHOUT_EFFECT = {
@@ -55,7 +62,7 @@ def _split_commas(values: list[str] | None) -> list[str] | None:
 
 def _check(is_valid: bool, message: str) -> None:
     if not is_valid:
-        raise ConfigError(message)
+        raise ConfigError(with_short_words(message))
 
 
 def _check_choice(arguments: object, name: str, choices: list) -> None:
@@ -75,6 +82,33 @@ def _check_literals(arguments: object) -> None:
         if all(part is type(None) or get_origin(part) is Literal for part in parts):
             listed = [value for part in parts for value in (get_args(part) or (None,))]
             _check_choice(arguments, item.name, listed)
+
+
+@contextlib.contextmanager
+def _refused_by_transformers(arguments: TrainingArguments):
+    """Within the context, where nothing of this package runs, an error is about the values of ``arguments``.
+
+    Raises:
+        ConfigError: names the flag whose name or value the error speaks of, or else those that are given.
+    """
+    changed = {
+        item.name: getattr(arguments, item.name)
+        for item in fields(TrainingArguments)
+        if item.name != "output_dir" and getattr(arguments, item.name) != item.default
+    }
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds, some of accelerate or the file system
+        said = " ".join(str(error).split()) or type(error).__name__
+        if "--" in said:
+            raise ConfigError(with_short_words(said)) from error
+        quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said)
+        named = [name for name in changed if re.search(rf"\b{name}\b", said)]
+        named = named or [name for name, value in changed.items() if any(word in str(value) for word in quoted)]
+        flags = " or ".join(f"--{name} {shown(changed[name])}" for name in named or changed)
+        raise ConfigError(f"{flags}: {shown(said)}") from error
 
 
 @dataclass
@@ -102,6 +136,7 @@ class ModelArguments:
     )
 
     def __post_init__(self):
+        check_values(self)
         _check_literals(self)
         self.lora_target_modules = _split_commas(self.lora_target_modules)
         _check(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
@@ -146,6 +181,7 @@ class DataArguments:
     show_texts: bool = _flag(False, "Let messages and reports show texts of the splits.")
 
     def __post_init__(self):
+        check_values(self)
         _check_literals(self)
         self.languages = _split_commas(self.languages)
         self.heldout_languages = _split_commas(self.heldout_languages) or []
@@ -299,6 +335,7 @@ class UnlearnConfig(
     )
 
     def __post_init__(self):
+        check_values(self)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
         if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
@@ -306,10 +343,11 @@ class UnlearnConfig(
         self._check_launched()
         _check_literals(self)
         for name, choices in CHOICES.items():
-            _check_choice(self, name, [choice.value for choice in choices])
+            _check_choice(self, name, [getattr(choice, "value", choice) for choice in choices])
         if isinstance(self.report_to, str):
             self.report_to = _split_commas([self.report_to])
-        super().__post_init__()
+        with _refused_by_transformers(self):
+            super().__post_init__()
         for name in ("audit_checks", "audit_relearn_languages"):
             setattr(self, name, _split_commas(getattr(self, name)))
         self.remove_unused_columns = False  # the collator's columns are not arguments of the model
@@ -323,7 +361,9 @@ class UnlearnConfig(
             try:
                 self.forget_target = float(self.forget_target)
             except ValueError:
-                raise ConfigError(f"--forget_target must be a number or auto, not {self.forget_target}") from None
+                raise ConfigError(
+                    f"--forget_target must be a number or auto, not {shown(self.forget_target)}"
+                ) from None
         self._check_ranges()
         self._check_combinations()
 
@@ -354,12 +394,9 @@ class UnlearnConfig(
                 setattr(self, name, value)
 
     def _check_ranges(self) -> None:
-        for name, value in vars(self).items():
-            _check(not isinstance(value, float) or not math.isnan(value), f"--{name} must be a number, not nan")
-        _check(
-            0 <= self.learning_rate < math.inf,
-            f"--learning_rate must be a finite number, not negative, not {self.learning_rate}",
-        )
+        for name in ("logging", "eval", "save"):
+            by_steps = getattr(self, f"{name}_strategy") == IntervalStrategy.STEPS
+            _check(not by_steps or getattr(self, f"{name}_steps") > 0, f"--{name}_steps must be above 0, not 0")
         for name in (
             "forget_coef",
             "retain_coef",
@@ -403,14 +440,35 @@ class UnlearnConfig(
             f"--max_retain_perplexity_ratio must be above 1, not {self.max_retain_perplexity_ratio}",
         )
 
+    def _check_engine_options(self) -> None:
+        """Refuse what torch and the optimizers would refuse at the first step."""
+        for part in filter(None, (self.optim_args or "").replace(" ", "").split(",")):
+            _check(
+                re.fullmatch(r"[^=]+=[^=]+", part) is not None,
+                f"--optim_args {self.optim_args}: {part} is no name=value; give such as rank=64,scale=0.1",
+            )
+        known = [*inspect.signature(checkpoint).parameters, "preserve_rng_state"]
+        for name in self.gradient_checkpointing_kwargs or {}:
+            _check(
+                name in known,
+                f"--gradient_checkpointing_kwargs has no {name}{did_you_mean(name, known)}",
+            )
+        if self.torch_compile_backend is not None:
+            backends = torch.compiler.list_backends(())
+            _check(
+                self.torch_compile_backend in backends,
+                f"--torch_compile_backend {self.torch_compile_backend} is not one of {', '.join(backends)}",
+            )
+
     def _check_combinations(self) -> None:
         for name, (default, reason) in WITHOUT_EFFECT.items():
             value = getattr(self, name, default)
             _check(value == default, f"--{name} {value} would have no effect, because {reason}; leave it out")
+        self._check_engine_options()
         try:  # a small one of its kind, whose arguments only its own function knows
             unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
             get_scheduler(self.lr_scheduler_type, unused, 1, 10, dict(self.lr_scheduler_kwargs or {}))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ConfigError(
                 f"--lr_scheduler_kwargs {json.dumps(self.lr_scheduler_kwargs)} does not fit --lr_scheduler_type "
                 f"{self.lr_scheduler_type.value}: {error}"

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from .errors import ConfigError
+from .ranges import shown
 
 FLAG = "--trainable_layers"
 _NUMBERS = re.compile(r"\s*\d+\s*(-\s*\d+\s*)?(,\s*\d+\s*(-\s*\d+\s*)?)*")
@@ -32,10 +33,13 @@ def parse_layers(spec: str) -> list[range] | re.Pattern:
     if not _NUMBERS.fullmatch(spec):
         try:
             return re.compile(spec)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise ConfigError(
-                f"{FLAG} {spec} is neither layer numbers such as 0,3,8-14 nor a regular expression: {error}"
+                f"{FLAG} {shown(spec)} is neither layer numbers such as 0,3,8-14 nor a regular expression: "
+                f"{shown(error)}"
             ) from error
+    if re.search(r"\d{7}", spec):
+        raise ConfigError(f"{FLAG} {shown(spec)}: no model has a layer of so many digits")
     ranges = []
     for part in spec.split(","):
         first, _, last = part.partition("-")

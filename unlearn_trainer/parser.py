@@ -26,6 +26,7 @@ from .arguments import (
     objective_choices,
 )
 from .errors import ConfigError, UnlearnError
+from .ranges import shown, with_short_words
 
 PRESETS = Path(__file__).parent / "presets"
 PARSED = (ModelArguments, DataArguments, UnlearnConfig)
@@ -72,7 +73,7 @@ class _Parser(HfArgumentParser):
         return self._group_of.get(name, super()).add_argument(*names, **kwargs)
 
     def error(self, message: str):
-        raise ConfigError(message)
+        raise ConfigError(with_short_words(message))
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, UnlearnConfig]:
@@ -160,10 +161,16 @@ def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
 
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=each_once)
+    except RecursionError as error:
+        raise ConfigError(f"{file}: lists or objects lie within one another, thousands deep") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file}:{error.lineno}: broken JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as UTF-8 text: {error}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ConfigError(f"{file}: {shown(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold one object, {{...}}, with a key for each flag")
     hints = {name: hint for dtype in PARSED for name, hint in get_type_hints(dtype).items()}
@@ -172,8 +179,15 @@ def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
         if key not in names:
             raise ConfigError(f"{file}: unknown key {key!r}{did_you_mean(key, names)}")
         if not _fits(value, hints[key]):
-            raise ConfigError(f"{file}: {key!r} must be {_describe(hints[key])}, not {json.dumps(value)}")
+            raise ConfigError(f"{file}: {key!r} must be {_describe(hints[key])}, not {_written(value)}")
     return values
+
+
+def _written(value: Any) -> str:
+    try:
+        return shown(json.dumps(value))
+    except RecursionError:
+        return "what lies hundreds deep"
 
 
 def _fits(value: Any, hint: Any) -> bool:
