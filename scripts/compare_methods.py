@@ -45,7 +45,7 @@ from unlearn_trainer.engines import engine_of_its_own
 from unlearn_trainer.errors import ConfigError, TrainingDiverged
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
 from unlearn_trainer.evaluation.report import environment, write_json
-from unlearn_trainer.files import held_folder, write_whole
+from unlearn_trainer.files import held_folder, read_own_json, write_whole
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.models import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
@@ -152,7 +152,7 @@ class SeedRun:
             "words": words,
             "relearning": [self.relearned, self.flags.relearn_steps, self.flags.relearn_learning_rate],
         }
-        found = json.loads(file.read_text()) if file.exists() else {}
+        found = read_own_json(file, ("settings",), "delete it, and it is made anew") if file.exists() else {}
         if found.get("settings") != described:
             found = {"name": row.name, "weighting": row.weighting, "seed": self.seed, "settings": described}
             found |= self._run(row, words)

@@ -31,7 +31,7 @@ from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.evaluation.report import configuration, environment, write_json
-from unlearn_trainer.files import held_folder, write_whole
+from unlearn_trainer.files import held_folder, read_own_json, write_whole
 from unlearn_trainer.loading import load_data
 from unlearn_trainer.parser import parse_arguments
 from unlearn_trainer.stages import prepare_stages
@@ -169,7 +169,7 @@ class Grid:
             found = {"settings": described, **run()}
             write_json(file, found)
             return found
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_own_json(file, ("settings",), "delete it, and it is made anew")
         if changed := [key for key, value in described.items() if found["settings"].get(key) != value]:
             raise ConfigError(
                 f"{file} was made with other settings ({', '.join(changed)} differ); choose another --output_dir or "

@@ -13,6 +13,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .engines import leave_process_group
 from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
+from .files import storage_problem
 
 EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
@@ -33,8 +34,8 @@ def without_bars() -> None:
 def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[str] | None = None) -> None:
     """Run a command to its end, on one process or as one of many; a person's mistakes become one line.
 
-    Exit code 2: bad input; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint; 130: by Ctrl-C, with a
-    checkpoint where a training was under way; 1: anything else.
+    Exit code 2: bad input, or a disk that is full; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint;
+    130: by Ctrl-C, with a checkpoint where a training was under way; 1: anything else.
     """
     code = 1
     try:
@@ -46,6 +47,11 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
         code = _fail(f"stopped: {error}", EXIT_DIVERGED)
     except Terminated as error:
         code = _fail(f"stopped: {error}", 128 + error.signal_number)
+    except OSError as error:
+        problem = storage_problem(error)
+        if problem is None:
+            raise
+        code = _fail(f"error: {problem}", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         code = _fail("stopped: Ctrl-C; nothing that was finished is lost", 128 + signal.SIGINT)
     finally:

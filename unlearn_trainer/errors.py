@@ -42,6 +42,10 @@ class ConfigError(UnlearnError):
     """A flag, a JSON key or a combination of them that cannot be used."""
 
 
+class StorageError(UnlearnError):
+    """A disk that is full, or a place that cannot be written to, met while a run was under way."""
+
+
 class TrainingDiverged(RuntimeError):
     """The loss or the weights became NaN or infinite; names the optimizer step and the languages it came from."""
 

@@ -1,6 +1,7 @@
 """Files and folders that are whole or absent, a folder of one run alone, and digests that tell of later damage."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,13 +9,13 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from .errors import ConfigError
+from .errors import ConfigError, StorageError, UnlearnError
 
 # Says of a folder that this package made it and may delete it.
 MARK = ".made-by-unlearn-trainer"
@@ -116,6 +117,73 @@ def name_whole_folder(unfinished: Path, folder: Path) -> None:
     (folder / MARK).unlink(missing_ok=True)
 
 
+def read_own_json(path: Path, keys: Iterable[str], remedy: str) -> dict:
+    """The object in a JSON file that a run has written.
+
+    Args:
+        keys: that it must have.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        ConfigError: it cannot be read, is no JSON, or lacks a key; names the file.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if key not in content] if isinstance(content, dict) else ["object"]
+        problem = f"it has no {', '.join(missing)}" if missing else None
+    except (OSError, ValueError, RecursionError) as error:
+        problem = " ".join(str(error).split())
+    if problem is not None:
+        raise ConfigError(f"{path} is damaged ({problem}); {remedy}")
+    return content
+
+
+def storage_problem(error: BaseException, folder: Path | None = None) -> str | None:
+    """What an error says about a disk or a place, in one line with the remedy; None where it is about something else.
+
+    Args:
+        error: of any library; safetensors, torch and datasets put what the system said into errors of their own.
+        folder: that is named where the error names no path.
+    """
+    seen = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        said = next((text for text in _OF_FULL_DISKS if text in str(error)), None)
+        of_place = isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename is not None
+        if said is not None or of_place or (isinstance(error, OSError) and error.errno in _OF_DISKS):
+            path = getattr(error, "filename", None) or folder or "a file"
+            reason = getattr(error, "strerror", None) or _OF_FULL_DISKS.get(said) or " ".join(str(error).split())
+            return (
+                f"{os.fsdecode(path)} could not be written: {reason}. Make room or mend it there, or name another "
+                "place. What was finished is kept: give the same command again, with --resume_from_checkpoint true "
+                "where there are checkpoints"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
+# What the system says of a disk, whichever the path; and of a place, which is then named.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_OF_PLACES = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+)
+# As libraries repeat it that are not written in Python, with our words for it.
+_OF_FULL_DISKS = {
+    "No space left on device": "no space is left on the device",
+    "os error 28": "no space is left on the device",
+    "Disk quota exceeded": "the disk quota is used up",
+    "Read-only file system": "the file system is read-only",
+    "inline_container.cc": "the device takes no more; it is full, or broken",
+    "basic_ios::clear": "the device takes no more; it is full, or broken",
+}
+
+
 @contextlib.contextmanager
 def held_folder(folder: str | os.PathLike) -> Iterator[None]:
     """Within the context no other run can hold ``folder``; enter it on every process of this one.
@@ -125,12 +193,16 @@ def held_folder(folder: str | os.PathLike) -> Iterator[None]:
 
     Raises:
         ConfigError: it cannot be made or written to; another run holds it: names its process, machine and start.
+        StorageError: within the context a disk turned out to be full, or a place could not be written to.
     """
     folder, handle, problem = Path(folder), None, None
     if PartialState().is_main_process:
         problem = _problem_with(folder)
         if problem is None:
-            handle, holder = _locked(folder / LOCK)
+            try:
+                handle, holder = _locked(folder / LOCK)
+            except OSError as error:  # full, or a lock of another user
+                problem, holder = f"cannot be written to ({error.strerror}); name a folder that can", None
             if holder is not None:
                 problem = f"is in use by another run ({holder}); wait for its end, or choose another"
     (problem,) = broadcast_object_list([problem])  # all processes refuse together
@@ -138,10 +210,19 @@ def held_folder(folder: str | os.PathLike) -> Iterator[None]:
         raise ConfigError(f"--output_dir {folder} {problem}")
     try:
         yield
+    except UnlearnError:
+        raise
+    except Exception as error:
+        problem = storage_problem(error, folder)
+        if problem is None:
+            raise
+        raise StorageError(problem) from error
     finally:
         if handle is not None:
-            (folder / LOCK).unlink(missing_ok=True)
-            handle.close()
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                handle.close()
 
 
 def _problem_with(folder):

@@ -17,7 +17,7 @@ from .data import TokenizedData
 from .data.collator import TrainingRows, with_companions
 from .engines import engine_of_its_own
 from .errors import ConfigError, Terminated
-from .files import make_own_folder, name_whole_folder, remove_own_folder
+from .files import make_own_folder, name_whole_folder, read_own_json, remove_own_folder
 from .language_weights import WeightPolicy
 from .models import load_config, load_model
 from .objectives import METHODS
@@ -122,7 +122,8 @@ def stage_folder(
         "rows": TrainingRows(with_companions(data.datasets["forget"], ()), data.datasets.get("retain")).digests(),
     }
     if folder.exists():
-        described = json.loads((folder / DESCRIPTION).read_text()) if (folder / DESCRIPTION).exists() else {}
+        remedy = f"delete {folder}, which is then made anew, or choose another --output_dir"
+        described = read_own_json(folder / DESCRIPTION, (), remedy) if (folder / DESCRIPTION).exists() else {}
         changed = [key for key, value in settings.items() if described.get(key) != value]
         if changed:
             raise ConfigError(

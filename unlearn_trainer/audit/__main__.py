@@ -33,20 +33,21 @@ def arguments_of_run(folder: Path) -> tuple[list[str], ModelArguments]:
     """
     try:
         config = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError) as error:
+        started = {"train_never_seen": config["train_never_seen"], "memorize_first": config["memorize_first"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{folder}: no finished run, as its {RESULTS} cannot be read ({error})") from error
     names = [*OF_MODEL, *(item.name for item in dataclasses.fields(DataArguments))]
     names += [item for item in config if item.startswith("audit_") or item in KEPT]
     chosen = {name: config.get(name) for name in names}
     chosen |= {"model_name_or_path": folder, "output_dir": folder / FOLDER}
-    if config["train_never_seen"]:
+    if started["train_never_seen"]:
         chosen["never_seen_model"] = folder / NEVER_SEEN
     words = []
     for name, value in chosen.items():
         if value not in (None, []):
             words += [f"--{name}", *(str(each) for each in (value if isinstance(value, list) else [value]))]
     start = {name: config.get(name) for name in (*OF_MODEL, "model_name_or_path", "gguf_file", "revision")}
-    if config["memorize_first"]:
+    if started["memorize_first"]:
         start |= {"model_name_or_path": str(folder / MEMORIZED), "gguf_file": None, "revision": None}
     return words, ModelArguments(**start)
 

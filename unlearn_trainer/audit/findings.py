@@ -15,6 +15,7 @@ from accelerate.utils import broadcast_object_list
 from ..console import say
 from ..errors import ConfigError
 from ..evaluation.report import write_json
+from ..files import read_own_json
 from .checks import ALL, CHECKS, Check
 from .figures import excess, mean_figure, position, seed_of
 from .knowledge import forget_quality
@@ -71,7 +72,9 @@ class Findings:
         """
         file = self.folder / f"{check.name}-{subject.name}.json"
         described = json.loads(json.dumps(subject.fingerprint(check.settings)))
-        known = json.loads(file.read_text(encoding="utf-8")) if subject.is_main_process and file.exists() else None
+        known = None
+        if subject.is_main_process and file.exists():
+            known = read_own_json(file, ("made_of", "result", "seconds"), "delete it, and the check is run again")
         described, known = broadcast_object_list([described, known])
         made_of = known["made_of"] if known is not None else described
         changed = [key for key, value in described.items() if made_of.get(key) != value]
