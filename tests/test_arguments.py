@@ -238,6 +238,7 @@ def test_every_flag_has_help():
         (["--save_strategy", "epcoh"], "--save_strategy.*epcoh"),
         (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor 0.1 would have no effect"),
         (["--train_sampling_strategy", "group_by_length"], "group_by_length would have no effect"),
+        (["--auto_find_batch_size"], "--auto_find_batch_size .* halve --per_device_train_batch_size and double"),
         (["--dataloader_drop_last"], "--dataloader_drop_last True would have no effect"),
         (["--lr_scheduler_type", "cosine_with_min_lr"], "--lr_scheduler_kwargs null .* cosine_with_min_lr: .*min_lr"),
         (["--languages", "en", "fr", "--heldout_languages", "fr"], "--heldout_languages name fr"),

@@ -38,6 +38,11 @@ CHOICES = {
 WITHOUT_EFFECT = {
     "label_smoothing_factor": (0.0, "the objectives define the loss"),
     "train_sampling_strategy": ("random", "the order of the rows is that of --language_sampling and --schedule"),
+    "auto_find_batch_size": (
+        False,
+        "the rows of each step are shared out before the first; where memory runs out, halve "
+        "--per_device_train_batch_size and double --gradient_accumulation_steps, which gives the same step",
+    ),
     "dataloader_drop_last": (False, "every step is full, whatever the number of rows"),
 }
 
