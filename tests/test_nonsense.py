@@ -11,40 +11,11 @@ from unlearn_trainer.errors import ConfigError, UnlearnError
 from unlearn_trainer.parser import PARSED, parse_arguments
 
 BASE = {"model_name_or_path": "m", "data_dir": "d", "output_dir": "o", "use_cpu": True}
-WORDS = [
-    "-1",
-    "0",
-    "1e30",
-    "inf",
-    "-inf",
-    "nan",
-    "9" * 30,
-    "9" * 5000,
-    "",
-    "x\0y",
-    "\ud800",
-    "y" * 5000,
-    "(" * 3000,
-    "=,",
-]
-WORDS += ["{", "[" * 5000, '{"a": NaN}', '{"a":' * 5000, '{"nonsense": 1}', "-7.5", "\u202e", "😀"]
-VALUES = [
-    -1,
-    0,
-    10**30,
-    10**400,
-    1e308,
-    float("inf"),
-    float("nan"),
-    -(10**30),
-    True,
-    None,
-    "",
-    "x\0y",
-    "\ud800",
-    "y" * 5000,
-]
-VALUES += [[], [["en"]], ["\0"], {}, {"nonsense": 1}, {"a": {"b": [1e308]}}, {"\0": 1}, 0.5, "nonsense", [None], [1]]
+NUMBERS = ["-1", "0", "1e30", "inf", "-inf", "nan", "9" * 30, "9" * 5000, "-7.5"]
+TEXTS = ["", "x\0y", "\ud800", "y" * 5000, "(" * 3000, "=,", "\u202e", "{", "[" * 5000, '{"a": NaN}', '{"a":' * 5000]
+TEXTS.append('{"nonsense": 1}')
+VALUES = [-1, 0, 0.5, 10**30, 10**400, 1e308, float("inf"), float("nan"), True, None, "", "x\0y", "\ud800", "y" * 5000]
+VALUES += [[["en"]], ["\0"], {"nonsense": 1}, {"a": {"b": [1e308]}}, [None]]
 FIELDS = {
     item.name: hint
     for kind in PARSED
@@ -78,19 +49,20 @@ def test_every_flag_with_every_nonsense():
     words = [f"--{name}={value}" for name, value in BASE.items() if name != "use_cpu"] + ["--use_cpu"]
     named = total = 0
     for name in OTHERS:
-        for value in WORDS:
+        is_number = FIELDS[name] in (int, float, int | None, float | None)
+        for value in [*NUMBERS, "", "x\0y", "{"] if is_number else ["-1", "nan", *TEXTS]:
             said = check([*words, f"--{name}", value], name)
             if said is not None:
                 total += 1
                 named += name in said or name.removeprefix("gradient").removeprefix("activation") in said
-    assert total > 1000 and named > 0.97 * total
+    assert total > 500 and named > 0.97 * total
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_every_key_with_every_nonsense(tmp_path):
     file = tmp_path / "run.json"
     for name in FIELDS:
-        for value in VALUES:
+        for value in VALUES if name in OTHERS else (1, None, "nonsense", [True]):
             file.write_text(json.dumps(BASE | {name: value}))
             said = check([str(file)], name)
             assert said is None or name in said or "run.json" in said or "_checkpointing" in name, said
