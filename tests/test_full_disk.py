@@ -168,3 +168,19 @@ def test_damaged_files_of_an_audit_are_named(tmp_path):
         (tmp_path / "results.json").write_text(content)
         with pytest.raises(ConfigError, match=r"no finished run, as its results\.json cannot be read"):
             audit([str(tmp_path)])
+
+
+def test_a_full_disk_under_an_audit_and_a_teacher_cache(tmp_path, disk, monkeypatch):
+    from unlearn_trainer.audit.__main__ import run as audit
+
+    words = write_material(tmp_path)
+    place = disk(12288)
+    with pytest.raises(StorageError, match=str(place)):
+        audit([*words, "--output_dir", str(place / "audit"), "--audit_checks", "memorization"])
+    for file in (place / "audit").rglob("*.json"):  # whole, or not there
+        assert "result" in json.loads(file.read_text())
+    assert not list((place / "audit").rglob("*.tmp"))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(2**40, 0, 2**40))
+    place = disk(16384)
+    with pytest.raises(UnlearnError, match=str(place)):
+        run([*words, "--do_train", "--teacher", "cached", "--output_dir", str(place / "out")])
