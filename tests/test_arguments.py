@@ -1,5 +1,8 @@
 import dataclasses
+import importlib.machinery
 import json
+import sys
+import types
 import typing
 
 import pytest
@@ -358,3 +361,25 @@ def test_reentrant_checkpointing_is_refused_where_gradients_are_taken_apart(surg
     assert UnlearnConfig(
         output_dir=str(tmp_path), gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": True}
     )
+
+
+@pytest.mark.parametrize(
+    "program, module, expected",
+    [
+        ("/usr/bin/unlearn-trainer", None, "unlearn-trainer"),
+        ("C:/Scripts/unlearn-trainer.exe", None, "unlearn-trainer"),
+        ("somewhere/run_unlearn.py", None, "run_unlearn.py"),
+        ("somewhere/run_unlearn.py", "run_unlearn", "python -m run_unlearn"),
+        ("a/unlearn_trainer/audit/__main__.py", "unlearn_trainer.audit.__main__", "python -m unlearn_trainer.audit"),
+        ("/usr/bin/pytest", "pytest.__main__", "run_unlearn.py"),
+    ],
+)
+def test_the_usage_names_the_command_as_it_was_given(program, module, expected, monkeypatch, capsys):
+    main = types.ModuleType("__main__")
+    main.__spec__ = module and importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", [program])
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {expected} [PRESET")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import LlamaConfig, MixtralConfig, Qwen2Config, TrainerCallbac
 
 from run_unlearn import main
 from unlearn_trainer.activations import saved_for_backward
-from unlearn_trainer.arguments import DataArguments, ModelArguments
+from unlearn_trainer.arguments import CHECKPOINTING, DataArguments, ModelArguments
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.memory import ENGINES, StepMemory, memory_table
 from unlearn_trainer.models import apply_peft
@@ -307,6 +308,26 @@ def test_flag_without_a_configuration_is_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("size, more", [("0.5B", []), ("7B", ["--use_peft", "--bf16", "--max_seq_length", "64"])])
+def test_an_estimate_needs_no_data_and_no_weights(tmp_path, monkeypatch, capsys, size, more):
+    monkeypatch.chdir(tmp_path)
+    SIZES[size][1].save_pretrained(tmp_path / "model")
+    main(["--estimate_memory", "--use_cpu", "--model_name_or_path", "./model", *more])
+    out = capsys.readouterr().out
+    assert "parameters" in out and "zero3_offload" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+    with pytest.raises(SystemExit):
+        main(["--use_cpu", "--do_train", "--output_dir", "out", "--model_name_or_path", "./model", *more])
+    assert "no data" in capsys.readouterr().err
+
+
+def test_the_remedy_is_a_flag_that_transformers_does_not_warn_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        config = tiny_config(tmp_path, **{CHECKPOINTING: True})
+    assert config.gradient_checkpointing  # what the estimate and the Trainer read under both names
+
+
 def test_built_in_model_is_refused(tmp_path):
     model_args = ModelArguments(model_name_or_path="synthetic")
     with pytest.raises(ConfigError, match="--model_name_or_path"):
@@ -318,7 +339,7 @@ def test_built_in_model_is_refused(tmp_path):
     [
         ("0.5B", {}, ("24 GB with 10% to spare: 1 GPU: one process", "8 GPUs: ds_configs/accelerate_ddp.yaml")),
         ("7B", {}, ("80 GB with 10% to spare: 1 GPU: ds_configs/zero3_offload.json; 8 GPUs: ds_configs/zero1.json",)),
-        ("70B", {}, ("to fit 24 GB, 40 GB: --gradient_checkpointing true", "--use_peft true (LoRA), more GPUs")),
+        ("70B", {}, (f"to fit 24 GB, 40 GB: --{CHECKPOINTING} true", "--use_peft true (LoRA), more GPUs")),
     ],
 )
 def test_least_sharded_file_that_fits_is_named(size, settings, expected, tmp_path, monkeypatch):

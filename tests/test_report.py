@@ -260,3 +260,13 @@ def test_no_library_draws_bars_where_they_are_not_wanted(run, monkeypatch, tmp_p
 
 def test_no_figures():
     assert comparison_table({"languages": ["en"], "heldout_languages": [], "after": {}}) == "no figures were measured"
+
+
+def test_figures_of_a_model_that_was_only_measured_stand_there_once(results):
+    trained = comparison_table(results, width=200)
+    assert "before" in trained and "after" in trained
+    del results["never_seen"]
+    results["after"] = results["before"]
+    table = comparison_table(results, width=200)
+    assert "before" not in table and "after" not in table and "now" in table
+    assert cells(table, "sw")[0] == ["0.800"]

@@ -459,3 +459,13 @@ def test_a_second_trainer_takes_the_model_as_the_first_left_it(tmp_path):
     assert not any(taught[name] is parameter for name, parameter in model.named_parameters())
     assert any(not torch.equal(left[name], parameter) for name, parameter in model.named_parameters())
     assert all(torch.equal(taught[name], value) for name, value in left.items())
+
+
+def test_the_figures_of_a_predicted_split_have_its_name_once(tmp_path):
+    trainer = tiny_trainer(tmp_path)
+    rows = trainer.eval_dataset["valid"]
+    metrics = trainer.predict(rows).metrics
+    for name in ("loss", "worst_loss", *(f"{language}_loss" for language in LANGUAGES)):
+        assert metrics[f"test_{name}"] == metrics[f"test_test_{name}"]
+    named = trainer.predict({"valid": rows}, metric_key_prefix="final").metrics
+    assert named["final_valid_loss"] == metrics["test_loss"] and "final_loss" not in named

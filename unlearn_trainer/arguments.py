@@ -34,6 +34,9 @@ CHOICES = {
     "log_level_replica": trainer_log_levels,
     "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
 }
+# What a release of transformers calls it that activations are computed again instead of kept; it may know both names.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
 # Flags of TrainingArguments that would do nothing here, with their defaults and the reason.
 WITHOUT_EFFECT = {
     "label_smoothing_factor": (0.0, "the objectives define the loss"),
@@ -190,10 +193,6 @@ class DataArguments:
         _check_literals(self)
         self.languages = _split_commas(self.languages)
         self.heldout_languages = _split_commas(self.heldout_languages) or []
-        _check(
-            bool(self.data_dir or self.forget_file or self.retain_file),
-            "no data: give --data_dir, a folder or a Hub name, or --forget_file and --retain_file",
-        )
         for name in ("max_train_samples", "max_eval_samples", "max_predict_samples"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"--{name} must be at least 1, not {value}")
@@ -201,6 +200,13 @@ class DataArguments:
         named = [*(self.languages or []), *self.heldout_languages]
         twice = sorted({language for language in named if named.count(language) > 1})
         _check(not twice, f"--languages and --heldout_languages name {', '.join(twice)} more than once")
+
+    def check_named(self) -> None:
+        """Refuse arguments that name no data; an estimate of the memory needs none."""
+        _check(
+            bool(self.data_dir or self.forget_file or self.retain_file),
+            "no data: give --data_dir, a folder or a Hub name, or --forget_file and --retain_file",
+        )
 
 
 @dataclass
@@ -505,7 +511,7 @@ class UnlearnConfig(
         _check(
             not reentrant or not (self.relearn_coef or self.project_forget_gradient),
             f"{surgery} takes gradients by torch.autograd.grad, which reentrant checkpointing does not allow: give "
-            "--gradient_checkpointing_kwargs '{\"use_reentrant\": false}', or leave one of the two out",
+            f"--{CHECKPOINTING}_kwargs '{{\"use_reentrant\": false}}', or leave one of the two out",
         )
         _check(
             self.retain_weighting == "uniform" or retains,

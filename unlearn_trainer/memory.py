@@ -14,7 +14,7 @@ import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from .activations import saved_for_backward
-from .arguments import DataArguments, ModelArguments, UnlearnConfig
+from .arguments import CHECKPOINTING, DataArguments, ModelArguments, UnlearnConfig
 from .data.collator import COMPANIONS
 from .errors import ConfigError
 from .layers import restrict_training
@@ -323,7 +323,7 @@ def _remedy(step: StepMemory, tightest: MemoryEstimate, model_args: ModelArgumen
     remedies = []
     if tightest.activations + tightest.heads > tightest.peak / 2:
         if not args.gradient_checkpointing:
-            remedies.append("--gradient_checkpointing true")
+            remedies.append(f"--{CHECKPOINTING} true")
         if args.per_device_train_batch_size > 1:
             remedies.append("a smaller --per_device_train_batch_size, with --gradient_accumulation_steps")
         remedies.append("a smaller --max_seq_length")

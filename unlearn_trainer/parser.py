@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import types
 from argparse import Namespace
 from collections.abc import Sequence
@@ -39,8 +40,8 @@ class _Parser(HfArgumentParser):
         self._group_of: dict[str, Any] = {}
         super().__init__(
             PARSED,
-            prog="run_unlearn.py",
-            usage="run_unlearn.py [PRESET or JSON FILE] [--flag value ...]",
+            prog=called_as(),
+            usage=f"{called_as()} [PRESET or JSON FILE] [--flag value ...]",
             description=f"Presets: {', '.join(_presets())}. Flags override the file, the file overrides the defaults.",
             allow_abbrev=False,
         )
@@ -112,6 +113,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         arguments.output_dir = f"outputs/{file.stem if file else 'estimate'}"
     try:
         model, data, config = parser.parse_dict(vars(arguments))
+        if not config.estimate_memory:
+            data.check_named()
     except UnlearnError as error:
         # `in` finds a NaN too, which equals nothing
         of_file = [key for key, value in settings.items() if value in (getattr(arguments, key),)]
@@ -123,6 +126,16 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
     if config.teacher == "adapter" and not model.use_peft:
         raise ConfigError("--teacher adapter switches a LoRA adapter off to get the teacher: it needs --use_peft")
     return model, data, config
+
+
+def called_as() -> str:
+    """The command as it was given: the installed one, `python -m` and a module's name, or the script."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    name = module.name.removesuffix(".__main__") if module else ""
+    if name.partition(".")[0] in ("run_unlearn", "unlearn_trainer"):
+        return f"python -m {name}"
+    program = Path(sys.argv[0]).name
+    return program.removesuffix(".exe") if program.startswith("unlearn-trainer") else "run_unlearn.py"
 
 
 def free_words(argv: Sequence[str]) -> list[str]:
