@@ -17,7 +17,7 @@ def unfit_for_lora(model: PreTrainedModel) -> dict[str, str]:
 
     A layer may return other than a product (some routers of experts do), or never be called, because others read its
     weights. Both are seen in a forward of a few tokens; experts of which none of the tokens comes by are judged by
-    their likes. Under ZeRO-3, where no forward can be run yet, the layer's class tells.
+    their likes. Under ZeRO-3, where no forward can be run yet, and without values, the layer's class tells.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     unfit = {}
@@ -28,7 +28,7 @@ def unfit_for_lora(model: PreTrainedModel) -> dict[str, str]:
         is_mamba = hasattr(mixer, "A_log") and not re.search("delta|attention", type(mixer).__name__.lower())
         if own in _READ_BY_KERNELS and is_mamba:
             unfit[name] = "its weights are read by a kernel"
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+    if any(hasattr(parameter, "ds_id") or parameter.is_meta for parameter in model.parameters()):
         overrides = {name for name, module in linear.items() if "forward" in vars(type(module))}
         routers = {
             name for name in overrides - {*unfit} if re.search("router|gate", type(linear[name]).__name__.lower())
