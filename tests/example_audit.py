@@ -140,6 +140,7 @@ def example_audit(trained=TRAINED, held_out=HELD_OUT, compared=True, seed=0):
             "device": "cpu",
             "world_size": 1,
         },
-        "config": {"data_dir": "outputs/quickstart/data", "forget_file": None, "max_seq_length": 64, "seed": 42},
+        "config": {"method": "calibrated", "learning_rate": 5e-4, "num_train_epochs": 60, "max_steps": -1},
+        "settings": {"data_dir": "outputs/quickstart/data", "forget_file": None, "max_seq_length": 64, "seed": 42},
         "timing": {"memorization": 21.4, "relearning": 180.25},
     }

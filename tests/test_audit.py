@@ -238,7 +238,7 @@ def test_a_finished_check_is_not_run_again(lab):
     assert kept.stat().st_mtime_ns == stamp
     assert lost.exists()
     assert json.loads(json.dumps(again["languages"])) == first["languages"]
-    with pytest.raises(ConfigError, match=r"made with other settings \(model, files differ\)"):
+    with pytest.raises(ConfigError, match=r"made with other settings \(files differ\)"):
         lab.audit(lab.before, checks="memorization", name="resumed")
 
 

@@ -30,6 +30,7 @@ from .adapters import lora_targets, unfit_for_lora
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
+from .finished import base_of_adapter
 from .saving import as_loaded, lend_padding, refusal_to_save
 
 ADAPTER = "adapter_config.json"
@@ -243,6 +244,7 @@ def _base_of_adapter(model_args: ModelArguments, flag: str) -> ModelArguments | 
         name, revision = described["base_model_name_or_path"], described.get("revision")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{flag} {folder}: {file.name} does not say which model it is for ({error})") from error
+    name = base_of_adapter(name, folder)
     return dataclasses.replace(model_args, model_name_or_path=name, gguf_file=None, revision=revision)
 
 

@@ -1,55 +1,47 @@
 """python -m unlearn_trainer.audit: see --help, and docs/audit.md."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..arguments import DataArguments, ModelArguments
-from ..checkpoints import RESULTS
 from ..console import run_command
-from ..errors import ConfigError
+from ..finished import read_configuration, where_it_lies
 from ..parser import free_words, parse_arguments
 from ..stages import MEMORIZED, NEVER_SEEN
-from .run import FOLDER, audit
-
-# Flags of a finished run that its audit has as well, relearning like that run; the rest is about the method.
-KEPT = ("seed", "per_device_eval_batch_size", "bf16", "fp16", "tf32", "deepspeed", "disable_tqdm", "never_seen_model")
-KEPT += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
-KEPT += ("forgotten_files",)
-# Of the model's flags those that hold for any state of it.
-OF_MODEL = ("tokenizer_name", "dtype", "attn_implementation")
+from .run import FOLDER, KEPT, OF_MODEL, PLACE, audit
 
 
-def arguments_of_run(folder: Path) -> tuple[list[str], ModelArguments]:
+def arguments_of_run(folder: Path) -> tuple[list[str], ModelArguments | None]:
     """The command line that audits a finished run, and the model which that run started from.
 
+    Files that the run made are taken from ``folder``, wherever it was when they were made.
+
     Args:
-        folder: an output folder of run_unlearn.py.
+        folder: an output folder of run_unlearn.py, or a copy of one.
 
     Raises:
         ConfigError: it holds no results.json that can be read.
     """
-    try:
-        config = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["config"]
-        started = {"train_never_seen": config["train_never_seen"], "memorize_first": config["memorize_first"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{folder}: no finished run, as its {RESULTS} cannot be read ({error})") from error
+    config = where_it_lies(read_configuration(folder), folder)
+    start = {name: config.get(name) for name in (*OF_MODEL, *PLACE)}
+    if config["memorize_first"]:
+        start |= {"model_name_or_path": str(folder / MEMORIZED), "gguf_file": None, "revision": None}
+    is_trained = config.get("do_train", True)
     names = [*OF_MODEL, *(item.name for item in dataclasses.fields(DataArguments))]
     names += [item for item in config if item.startswith("audit_") or item in KEPT]
-    chosen = {name: config.get(name) for name in names}
-    chosen |= {"model_name_or_path": folder, "output_dir": folder / FOLDER}
-    if started["train_never_seen"]:
+    chosen = {name: config.get(name) for name in names} | {"output_dir": folder / FOLDER}
+    chosen |= (
+        {"model_name_or_path": folder} if is_trained else {name: config.get(name) for name in (*PLACE, "model_before")}
+    )
+    if config["train_never_seen"]:
         chosen["never_seen_model"] = folder / NEVER_SEEN
     words = []
     for name, value in chosen.items():
         if value not in (None, []):
             words += [f"--{name}", *(str(each) for each in (value if isinstance(value, list) else [value]))]
-    start = {name: config.get(name) for name in (*OF_MODEL, "model_name_or_path", "gguf_file", "revision")}
-    if started["memorize_first"]:
-        start |= {"model_name_or_path": str(folder / MEMORIZED), "gguf_file": None, "revision": None}
-    return words, ModelArguments(**start)
+    return words, ModelArguments(**start) if is_trained else None
 
 
 def run(argv: Sequence[str] | None = None) -> dict:

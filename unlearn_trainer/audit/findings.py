@@ -71,7 +71,7 @@ class Findings:
         As the first process sees them: another machine may not see the folder, or see other times of the same files.
         """
         file = self.folder / f"{check.name}-{subject.name}.json"
-        described = json.loads(json.dumps(subject.fingerprint(check.settings)))
+        described = json.loads(json.dumps(subject.fingerprint(check.settings))) if subject.is_main_process else None
         known = None
         if subject.is_main_process and file.exists():
             known = read_own_json(file, ("made_of", "result", "seconds"), "delete it, and the check is run again")

@@ -122,9 +122,11 @@ def _blocks(audit: Mapping[str, Any]) -> Blocks:
 
 def _subject(audit: Mapping[str, Any], entries: Entries) -> Blocks:
     yield Heading(2, "What was audited")
-    models, config, languages = audit["models"], audit.get("config") or {}, audit["languages"]
+    models, settings, languages = audit["models"], audit.get("settings") or {}, audit["languages"]
     rows = [(MODELS[name], str(models.get(name) or NO_MODEL.get(name, UNMEASURED))) for name in [*MODELS][:3]]
-    rows.append(("data", ", ".join(str(config[key]) for key in DATA if config.get(key)) or UNMEASURED))
+    if unlearned := _unlearning(audit.get("config") or {}):
+        rows.append(("unlearned by", unlearned))
+    rows.append(("data", ", ".join(str(settings[key]) for key in DATA if settings.get(key)) or UNMEASURED))
     held_out = [code for code in languages if languages[code].get("held_out")]
     for title, codes in (("languages", [*languages]), ("of these held out, never trained", held_out)):
         if codes:
@@ -133,6 +135,14 @@ def _subject(audit: Mapping[str, Any], entries: Entries) -> Blocks:
     spread = sorted({min(counts), max(counts)}) if counts else [UNMEASURED]
     rows.append(("rows behind a judged figure (n)", " to ".join(map(str, spread))))
     yield Table(("", ""), rows, kind="facts")
+
+
+def _unlearning(config):
+    """How the audited run was made, in short."""
+    steps = config.get("max_steps") or 0
+    length = {"steps": steps} if steps > 0 else {"epochs": config.get("num_train_epochs")}
+    facts = {"method": config.get("method"), "learning rate": config.get("learning_rate"), **length}
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
 
 
 def _verdicts(languages: Mapping[str, Any], entries: Entries) -> Blocks:
@@ -295,11 +305,11 @@ def _making(audit: Mapping[str, Any]) -> Blocks:
     if timing:
         seconds = [(words(name), f"{value:.1f}") for name, value in timing.items()]
         yield Folded(_plain("Seconds by check"), [Table(("check", "seconds"), seconds, (1,))])
-    config = [
-        (key, str(value)) for key, value in (audit.get("config") or {}).items() if value not in (None, "", [], {})
-    ]
-    if config:
-        yield Folded(_plain("Configuration"), [Table(("flag", "value"), config)])
+    for title, key in (("Settings of the audit", "settings"), ("Configuration of the audited run", "config")):
+        given = (audit.get(key) or {}).items()
+        flags = [(name, str(value)) for name, value in given if value not in (None, "", [], {})]
+        if flags:
+            yield Folded(_plain(title), [Table(("flag", "value"), flags)])
 
 
 def _cells(entry: Entry, *counts: str) -> tuple[str, ...]:

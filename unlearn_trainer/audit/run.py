@@ -1,16 +1,19 @@
 """An audit from its arguments to ``audit.json``, ``audit.md`` and ``audit.html``."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from ..arguments import DataArguments, ModelArguments, UnlearnConfig
+from ..arguments import AuditArguments, DataArguments, ModelArguments, UnlearnConfig
 from ..console import say, without_bars
 from ..engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
 from ..evaluation.report import configuration, environment, write_json
 from ..files import held_folder
+from ..finished import read_configuration
 from ..loading import load_rows
 from ..models import load_model
 from .checks import CHECKS, chosen_checks
@@ -20,6 +23,13 @@ from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, AuditData, Subject, u
 
 AUDIT = "audit.json"
 FOLDER = "audit"  # of a run's output folder
+# Flags of a run that its audit has as well, relearning like that run; the rest is about the method.
+KEPT = ("seed", "per_device_eval_batch_size", "bf16", "fp16", "tf32", "deepspeed", "disable_tqdm", "never_seen_model")
+KEPT += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
+KEPT += ("forgotten_files",)
+# Of the model's flags those that hold for any state of it, and those that say where one lies.
+OF_MODEL = ("tokenizer_name", "dtype", "attn_implementation")
+PLACE = ("model_name_or_path", "gguf_file", "revision")
 
 
 def audit(
@@ -75,7 +85,8 @@ def _audit(model_args, data_args, args, before, never_seen):
     found = assemble(findings)
     found |= {
         "environment": environment(args.device, args.world_size),
-        "config": configuration(model_args, data_args, args),
+        "config": _configuration_of_run(model_args),
+        "settings": _settings(model_args, data_args, args),
     }
     if PartialState().is_main_process:
         write_json(Path(args.output_dir) / AUDIT, found)
@@ -128,6 +139,24 @@ def audit_run(
 def _model(model_args, folder):
     """A model elsewhere; what tells where in its repository a model lies is of that one alone."""
     return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
+
+
+def _configuration_of_run(model_args):
+    """Every flag of the run that trained the audited model; empty where no run says so of itself."""
+    config = {}
+    if PartialState().is_main_process:
+        with contextlib.suppress(ConfigError):
+            config = read_configuration(Path(model_args.model_name_or_path))
+    (config,) = broadcast_object_list([config if config.get("do_train", True) else {}])
+    return config
+
+
+def _settings(model_args, data_args, args):
+    """The flags that decided what the audit measured. Those of a training have no part in it."""
+    names = [*PLACE, *OF_MODEL, *(item.name for item in dataclasses.fields(DataArguments)), "output_dir", *KEPT]
+    names += [item.name for item in dataclasses.fields(AuditArguments)]
+    given = configuration(model_args, data_args, args)
+    return {name: given[name] for name in names}
 
 
 def _prepared(model_args, data_args, args):

@@ -20,6 +20,7 @@ from ..data import TokenizedData
 from ..data.encoding import encode
 from ..data.rows import Item, Passage
 from ..evaluation.evaluator import MultilingualEvaluator
+from ..files import digest_file
 from ..models import load_model
 from ..stages import plain_training
 from ..trainer import UnlearnTrainer
@@ -117,11 +118,13 @@ class Subject:
         """
         folder = Path(self.model_args.model_name_or_path)
         files = sorted(path for path in folder.iterdir() if _is_of_model(path)) if folder.is_dir() else []
+        # A folder is known by what is in it, so that an audit goes on where it was copied or moved to.
+        name = None if files else str(folder)
         where = ("gguf_file", "revision", "tokenizer_name", "dtype", "attn_implementation")
         return {
             "version": VERSION,
-            "model": [str(folder), *(getattr(self.model_args, name) for name in where)],
-            "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+            "model": [name, *(getattr(self.model_args, name) for name in where)],
+            "files": [[path.name, _digest(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files],
             "measured": self.measured,
             "rows": self._shared.digests,
             "languages": self.languages,
@@ -216,6 +219,11 @@ def unseen_split(splits: Mapping[str, Dataset]) -> str | None:
     wanted = set(splits["forget"]["language"][:])
     there = [split for split in ("test", "valid") if len(splits.get(split, ()))]
     return max(there, key=lambda split: len(wanted & set(splits[split]["language"][:])), default=None)
+
+
+@functools.lru_cache(maxsize=256)  # each check asks for it
+def _digest(path, size, time):
+    return digest_file(path)
 
 
 def _is_of_model(path):
