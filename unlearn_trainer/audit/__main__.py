@@ -25,7 +25,7 @@ def arguments_of_run(folder: Path) -> tuple[list[str], ModelArguments | None]:
         ConfigError: it holds no results.json that can be read.
     """
     config = where_it_lies(read_configuration(folder), folder)
-    start = {name: config.get(name) for name in (*OF_MODEL, *PLACE)}
+    start = {name: config[name] for name in (*OF_MODEL, *PLACE) if name in config}
     if config["memorize_first"]:
         start |= {"model_name_or_path": str(folder / MEMORIZED), "gguf_file": None, "revision": None}
     is_trained = config.get("do_train", True)
