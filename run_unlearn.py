@@ -8,6 +8,11 @@ accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 import time
 from pathlib import Path
 
+if __name__ == "__main__":  # the libraries take seconds to load, in which Ctrl-C would be a traceback of theirs
+    from unlearn_trainer.early_stop import end_on_ctrl_c
+
+    end_on_ctrl_c()
+
 from accelerate.utils import release_memory
 from transformers import set_seed
 

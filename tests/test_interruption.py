@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,23 @@ def test_a_second_ctrl_c_does_not_wait(material, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_unlearn.run([*material, "--do_train", "--max_steps", "4", "--output_dir", str(tmp_path / "run")])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("library, begun", [("libtorch_cpu", False), ("", True)])
+def test_ctrl_c_before_the_training_is_one_line(library, begun, material, tmp_path):
+    flags = [*material, "--do_eval", "--per_device_eval_batch_size", "1", "--output_dir", str(tmp_path / "run")]
+    command = [sys.executable, str(ROOT / "run_unlearn.py"), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
+    loaded = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and not (
+        (tmp_path / "run" / ".lock").exists() if begun else library in loaded.read_text()
+    ):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert printed.count("stopped: Ctrl-C") == 1 and "Traceback" not in printed
+    assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run" / "results.json").exists()
 
 
 # ---- one folder, one run ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import transformers
 from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from .early_stop import raise_on_ctrl_c
 from .engines import leave_process_group
 from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
 from .files import storage_problem
@@ -37,6 +38,7 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
     Exit code 2: bad input, or a disk that is full; 3: training diverged; 143: stopped by SIGTERM, with a checkpoint;
     130: by Ctrl-C, with a checkpoint where a training was under way; 1: anything else.
     """
+    raise_on_ctrl_c()
     code = 1
     try:
         run(argv)

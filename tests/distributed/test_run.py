@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import DEEPSPEED, HERE, ROOT, TORCHRUN, accelerate, distance, free_port, numbers, run, start
+from launching import BIN, DEEPSPEED, HERE, ROOT, TORCHRUN, accelerate, distance, free_port, numbers, run, start
 from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -184,3 +184,15 @@ def test_bad_input_is_reported_once_and_by_whoever_found_it(material, tmp_path):
     code, _, printed = end_of_job([*TORCHRUN, HERE / "launched.py", *words], FAULT="refuse", FAULT_RANK="1")
     assert code != 0
     assert printed.count("error: injected") == 1
+
+
+def test_processes_that_a_launcher_did_not_connect_are_refused(material, tmp_path):
+    words = [word for word in material if word != "--use_cpu"]
+    launch = [BIN / "accelerate", "launch", "--multi_gpu", "--num_processes", 2, "--num_machines", 1]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "PORT"]
+    command = [*launch, SCRIPT, *words, "--do_train", "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    code, _, printed = end_of_job(command, CUDA_VISIBLE_DEVICES="")
+    assert code != 0
+    assert printed.count("error: the launcher started 2 processes, which are not connected") == 1
+    assert "--use_cpu" in printed and "exitcode  : 2" in printed
+    assert not (tmp_path / "run").exists()
