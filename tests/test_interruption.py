@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import transformers.trainer
 from material import write_material
+from tiny import tiny_trainer
 from transformers import TrainerCallback
 
 import run_unlearn
@@ -119,6 +120,25 @@ def test_ctrl_c_before_the_training_is_one_line(library, begun, material, tmp_pa
     assert process.returncode == 130, printed
     assert printed.count("stopped: Ctrl-C") == 1 and "Traceback" not in printed
     assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+def test_a_trainer_that_was_stopped_trains_to_the_end_when_it_is_told_to_go_on(signal_number, tmp_path, interrupting):
+    interrupting(signal_number, "")
+    trainer = tiny_trainer(tmp_path, max_steps=4, save_strategy="no")
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer.terminated
+    trainer.remove_callback(Interrupting)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4 and not trainer.terminated
+
+
+def test_the_lock_goes_where_the_process_has_gone_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with held_folder("run"):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 # ---- one folder, one run ------------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ class StopSignal:
         self.received = 0
 
     def __enter__(self):
-        self._earlier = {}
+        self._earlier, self.received = {}, 0  # what stopped an earlier training does not stop this one
         with contextlib.suppress(ValueError):  # outside the main thread the signal is someone else's
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._earlier[number] = signal.signal(number, self._receive)

@@ -195,7 +195,7 @@ def held_folder(folder: str | os.PathLike) -> Iterator[None]:
         ConfigError: it cannot be made or written to; another run holds it: names its process, machine and start.
         StorageError: within the context a disk turned out to be full, or a place could not be written to.
     """
-    folder, handle, problem = Path(folder), None, None
+    folder, handle, problem = Path(os.path.abspath(folder)), None, None  # wherever the process goes meanwhile
     if PartialState().is_main_process:
         problem = _problem_with(folder)
         if problem is None:

@@ -291,6 +291,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         if checkpoint:  # ahead of its weights, which another run's model may not be able to take
             check_whole(Path(checkpoint))
             check_identity(saved_identity(checkpoint), self.identity())
+        self.stopped_by = None
         with self._stop_signal:
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
