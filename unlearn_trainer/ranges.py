@@ -18,6 +18,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_steps": (-1, 2**40),
     "num_train_epochs": (-1e9, 1e9),  # above 0, as is said elsewhere
     "memorize_epochs": (-1e9, 1e9),
+    "learning_rate": (0, 1e38),  # too high a rate is noticed by what it does, as a divergence
+    "memorize_learning_rate": (-1e38, 1e38),  # above 0, as is said elsewhere
     "warmup_steps": STEPS,
     "logging_steps": STEPS,
     "eval_steps": STEPS,
@@ -117,4 +119,4 @@ def _check_text(name: str, text: str, is_object: bool) -> None:
         return
     parts = [len(part.encode("utf-8", "surrogateescape")) for part in text.split("/")]
     if sum(parts) + len(parts) > 4096 or max(parts) > 255:
-        raise ConfigError(f"--{name} {shown(text)} is too long for a name or a path")
+        raise ConfigError(f"--{name} {shown(text)} is too long for a name or a path: it cannot be made or read")

@@ -16,7 +16,7 @@ from .console import say
 from .data import TokenizedData
 from .data.collator import TrainingRows, with_companions
 from .engines import engine_of_its_own
-from .errors import ConfigError, Terminated
+from .errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from .files import make_own_folder, name_whole_folder, read_own_json, remove_own_folder
 from .language_weights import WeightPolicy
 from .models import load_config, load_model
@@ -131,27 +131,27 @@ def stage_folder(
                 "delete the folder or choose another --output_dir"
             )
         return folder
-    unfinished = folder.with_name(f"{name}.unfinished")
-    if args.process_index == 0:
-        make_own_folder(unfinished)
     config = _stage_config(method, args, folder)
     say(f"stage {name}: --method {method} for {args.memorize_epochs:g} epochs, into {folder}")
     model = load_model(model_args, tokenizer)
     # Also of the splits that the run measures only when the stage is over.
     check_rows(data.datasets, [*data.languages, *data.heldout_languages], learned_positions(model))
-    trainer = UnlearnTrainer(
-        model,
-        config,
-        forget_dataset=data.datasets["forget"],
-        retain_dataset=data.datasets.get("retain"),
-        languages=data.languages,
-        heldout_languages=data.heldout_languages,
-        processing_class=tokenizer,
-    )
+    unfinished = folder.with_name(f"{name}.unfinished")
+    if args.process_index == 0:
+        make_own_folder(unfinished)
     try:
+        trainer = UnlearnTrainer(
+            model,
+            config,
+            forget_dataset=data.datasets["forget"],
+            retain_dataset=data.datasets.get("retain"),
+            languages=data.languages,
+            heldout_languages=data.heldout_languages,
+            processing_class=tokenizer,
+        )
         trainer.train_to_the_end(f"in the stage {name}, which begins anew when the same command is given again")
-    except Terminated:
-        if trainer.is_world_process_zero():  # a checkpoint, which nothing goes on from
+    except (UnlearnError, TrainingDiverged, Terminated):
+        if args.process_index == 0:  # nothing goes on from what is in it
             remove_own_folder(unfinished)
         raise
     trainer.save_model(str(unfinished))
