@@ -87,6 +87,7 @@ LEFT_OUT: dict[str, str] = {
     "dots3_note": "its layers are sized one by one, for the full number of them",
     "dots3_note_text": "its layers are sized one by one: 76 million weights with 4 layers",
     "emu3": "its language model is saved as a type of its own, which AutoModelForCausalLM does not load",
+    "prophetnet": "an encoder-decoder, which is refused; its decoder by itself computes a row otherwise beside others",
     "gemma3n": "its vision tower needs the package timm; gemma3n_text is its language model",
     "gemma4_assistant": "drafts for another model, whose states it is given",
     "gemma4_unified_assistant": "drafts for another model, whose states it is given",
@@ -94,7 +95,7 @@ LEFT_OUT: dict[str, str] = {
     "musicgen_melody": "predicts codebooks of sound, not text",
 }
 # Families whose predictions see what stands behind: they are refused.
-NOT_CAUSAL = {"cpmant", "prophetnet", "xlnet"}
+NOT_CAUSAL = {"cpmant", "xlnet"}
 
 
 def tiny_config(family: str):

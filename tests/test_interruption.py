@@ -100,9 +100,10 @@ def test_a_second_ctrl_c_does_not_wait(material, tmp_path, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Twice])
+    earlier = signal.getsignal(signal.SIGINT)  # a process in the background may ignore it
     with pytest.raises(KeyboardInterrupt):
         run_unlearn.run([*material, "--do_train", "--max_steps", "4", "--output_dir", str(tmp_path / "run")])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is earlier
 
 
 @pytest.mark.parametrize("library, begun", [("libtorch_cpu", False), ("", True)])

@@ -19,6 +19,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "num_train_epochs": (-1e9, 1e9),  # above 0, as is said elsewhere
     "memorize_epochs": (-1e9, 1e9),
     "learning_rate": (0, 1e38),  # too high a rate is noticed by what it does, as a divergence
+    "max_retain_perplexity_ratio": (-1.7e308, 1.7e308),  # above 0, as is said elsewhere
+    "relearn_rate": (-1e300, 1e300),  # by default a multiple of the learning rate
     "memorize_learning_rate": (-1e38, 1e38),  # above 0, as is said elsewhere
     "warmup_steps": STEPS,
     "logging_steps": STEPS,
