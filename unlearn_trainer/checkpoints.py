@@ -1,18 +1,22 @@
 """What lies in an output folder: earlier results, and checkpoints that are there as a whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import zipfile
 from pathlib import Path
 
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import ModelArguments, UnlearnConfig
 from .errors import ConfigError
 from .files import make_own_folder, remove_own_folder
+from .unpickling import check_pickles
 
 RESULTS = "results.json"
 UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
@@ -76,7 +80,7 @@ def _check_nothing_lost(
 
 
 def check_whole(checkpoint: Path) -> None:
-    """Refuse a checkpoint of which a file is missing or cut short."""
+    """Refuse a checkpoint of which a file is missing, cut short, no JSON, or would run code when it is read."""
     if not (checkpoint / LAST_WRITTEN).is_file():
         raise ConfigError(
             f"--resume_from_checkpoint {checkpoint}: without {LAST_WRITTEN} it is no checkpoint, or one whose writing "
@@ -102,6 +106,40 @@ def check_whole(checkpoint: Path) -> None:
             raise ConfigError(
                 f"--resume_from_checkpoint {checkpoint}: {file.relative_to(checkpoint)} is damaged; name another, or "
                 "delete the folder to go on from the checkpoint before"
+            )
+    for file in sorted(checkpoint.rglob("*.json")):
+        try:
+            json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(
+                f"--resume_from_checkpoint {checkpoint}: {file.relative_to(checkpoint)} is damaged ({error}); name "
+                "another, or delete the folder to go on from the checkpoint before"
+            ) from error
+    check_pickles(checkpoint)
+
+
+def check_written_by(checkpoint: Path, accelerator: Accelerator) -> None:
+    """Refuse a checkpoint of another engine, of which this one would not read the optimizer's state.
+
+    Raises:
+        ConfigError: names the engine; or DeepSpeed's note of its newest folder names none of this checkpoint.
+    """
+    engines = {"DeepSpeed": "global_step*", "FSDP": "optimizer.bin", "no engine": "optimizer.pt"}
+    mine = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}.get(accelerator.distributed_type)
+    mine = "FSDP" if accelerator.is_fsdp2 else mine or "no engine"
+    if not any(checkpoint.glob(engines[mine])):
+        wrote = [name for name, pattern in engines.items() if any(checkpoint.glob(pattern))]
+        raise ConfigError(
+            f"--resume_from_checkpoint {checkpoint}: it was written under {' or '.join(wrote) or 'another engine'}, "
+            f"and under {mine} its optimizer would start anew; launch the run as it was launched before"
+        )
+    if mine == "DeepSpeed":
+        latest = checkpoint / "latest"
+        named = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+        if named not in [path.name for path in checkpoint.glob("global_step*")]:
+            raise ConfigError(
+                f"--resume_from_checkpoint {checkpoint}: {latest.name} is missing or damaged, and has to name one of "
+                f"{', '.join(sorted(path.name for path in checkpoint.glob('global_step*')))}"
             )
 
 
@@ -144,12 +182,16 @@ class WholeCheckpoints:
             delete_old_checkpoints(Path(output), self.args.save_total_limit, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
 
-    def _load_best_model(self) -> None:
-        # As it was written down; a folder that was moved since has it under the same name.
+    def find_best_checkpoint(self) -> None:
+        """Note where the best checkpoint is now: a folder that was moved has it under the same name."""
         best = self.state.best_model_checkpoint
         here = best and Path(self.args.output_dir) / Path(best).name
         if here and here.is_dir():
             self.state.best_model_checkpoint = str(here)
+
+    def _load_best_model(self) -> None:
+        self.find_best_checkpoint()
+        check_pickles(Path(self.state.best_model_checkpoint))  # DeepSpeed reads more of it than the weights
         super()._load_best_model()
 
 

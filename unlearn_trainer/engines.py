@@ -171,6 +171,18 @@ def gathered(model: nn.Module, module: nn.Module):
         yield
 
 
+@contextlib.contextmanager
+def whole(weights: torch.Tensor):
+    """Within the context yields all values of a parameter that ZeRO-3 or FSDP2 may have sharded; on every process."""
+    if hasattr(weights, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weights]):
+            yield weights
+    else:
+        yield weights.full_tensor() if hasattr(weights, "full_tensor") else weights
+
+
 def leave_process_group(code: int) -> None:
     """End the process group; after a failure (``code`` not 0) the process too, so that the launcher ends the others.
 

@@ -84,7 +84,7 @@ def closing_words(results: dict[str, Any], written: bool) -> str:
 
 def _little_forgotten(results):
     config, metric = results["config"], results["config"]["forget_metric"]
-    before, after = (results.get(phase, {}).get("forget", {}) for phase in ("before", "after"))
+    before, after = ((results.get(phase) or {}).get("forget", {}) for phase in ("before", "after"))
     forgets = config["forget_objective"] not in ("none", "nll") and config["forget_coef"] > 0
     if not config["do_train"] or not forgets:
         return []
@@ -114,7 +114,7 @@ def _rest_lost(results):
         return []
     grown = {}
     for split in ("retain", "valid"):
-        before, after = (results.get(phase, {}).get(split, {}) for phase in ("before", "after"))
+        before, after = ((results.get(phase) or {}).get(split, {}) for phase in ("before", "after"))
         known = [language for language in results["languages"] if language in before and language in after]
         if known:
             rise = sum(after[language]["loss"] - before[language]["loss"] for language in known) / len(known)

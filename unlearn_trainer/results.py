@@ -55,7 +55,7 @@ def gather_results(
         timing: seconds of the parts.
     """
     args, weights = given[-1], trainer.language_weights
-    before = weights.figures_at_start or {}
+    before = weights.figures_at_start if args.do_train else None
     results = {
         "schema_version": SCHEMA_VERSION,
         "config": configuration(*given),
@@ -64,11 +64,11 @@ def gather_results(
         "heldout_languages": data.heldout_languages,
         "dropped_rows": data.dropped_rows,
         "truncated_rows": data.truncated_rows,
-        "before": before if args.do_train else after,  # what was not trained is what it was
+        "before": before,
         "after": after,
         "language_weights": weights.reported_history(),
         "evaluations": curve(trainer),
-        "targets": dict(zip(weights.languages, weights.target, strict=True)) if "forget" in before else {},
+        "targets": dict(zip(weights.languages, weights.target, strict=True)) if "forget" in (before or {}) else {},
         "unlearning_score": weights.score(after) if before and "forget" in after else None,
         "stop_reason": weights.stop_reason,
         "steps": trainer.state.global_step,
@@ -76,6 +76,9 @@ def gather_results(
         "greedy_text": {},
         "timing": timing | {"peak_memory_bytes": peak_memory()},
     }
+    if before is None:
+        missing = "not measured at the start: --do_eval was not given" if args.do_train else "nothing was trained"
+        results["before_missing"] = missing
     if never_seen is not None:
         results["never_seen"] = never_seen
     if args.do_train:

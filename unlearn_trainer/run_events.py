@@ -103,11 +103,9 @@ class RunEvents(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer.loss_log.restart(state.global_step)
-        # The teacher's signature is taken while the teacher is there.
-        identity = self.trainer.identity() if state.global_step == 0 else None
+        self.trainer.find_best_checkpoint()
         self.trainer.cache_teacher(state.max_steps)
-        if identity is not None:
-            self.trainer.language_weights.identity = identity
+        if state.global_step == 0:
             self.trainer.measure_start()
             self.trainer.watch_retain()
         self.trainer.keep_best()

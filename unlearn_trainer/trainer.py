@@ -26,7 +26,7 @@ from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from .gradient_surgery import surgeries
-from .identity import check_identity, saved_identity, settings_of, trained_names
+from .identity import check_resumable, identity_of
 from .integrations import OnlyResultToHub
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
 from .layers import check_trained, disable_dropout
@@ -169,16 +169,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
 
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
-        settings = settings_of(
-            self.args, WeightPolicy, [objective for objective in self.objectives.values() if objective]
-        )
-        return {
-            "languages": self.languages,
-            **settings,
-            **{f"{side} rows": digest for side, digest in self.train_dataset.digests().items()},
-            "trained weights": trained_names(self.model),
-            "teacher": self._teacher_signature(),
-        }
+        return identity_of(self, self._teacher_signature())
 
     def _questions(self) -> list[Asked]:
         """All that the objectives ask the teacher."""
@@ -288,9 +279,14 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
+        identity = self.identity()
         if checkpoint:  # ahead of its weights, which another run's model may not be able to take
             check_whole(Path(checkpoint))
-            check_identity(saved_identity(checkpoint), self.identity())
+            planned = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
+            steps = self.args.max_steps if self.args.max_steps > 0 else planned
+            check_resumable(Path(checkpoint), self.accelerator, self.args, identity, steps)
+        else:
+            self.language_weights.identity = identity
         self.stopped_by = None
         with self._stop_signal:
             return super().train(resume_from_checkpoint, *args, **kwargs)

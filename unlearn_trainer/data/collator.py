@@ -25,6 +25,14 @@ def with_companions(rows, companions: Collection[str]):
     return rows.remove_columns([name for name in rows.column_names if name in dropped])
 
 
+def rows_digest(rows, columns: Collection[str]) -> str:
+    """A digest of a tokenized split's rows: equal for equal rows, whatever file or cache they came from."""
+    digest = hashlib.sha256()
+    for values in rows:
+        digest.update(json.dumps([values[name] for name in columns]).encode())
+    return digest.hexdigest()[:16]
+
+
 class TrainingRows(Dataset):
     """The forget and the retain split as one dataset, indexed by the `(is_forget, row)` pairs of the sampler.
 
@@ -45,14 +53,11 @@ class TrainingRows(Dataset):
         return sum(map(len, self._splits.values()))
 
     def digests(self) -> dict[str, str]:
-        """A digest of each split's rows: equal for equal rows, whatever file or cache they came from."""
-        found = {}
-        for is_forget, split in self._splits.items():
-            digest = hashlib.sha256()
-            for values in split:
-                digest.update(json.dumps([values[name] for name in split.column_names]).encode())
-            found["forget" if is_forget else "retain"] = digest.hexdigest()[:16]
-        return found
+        """A digest of the rows of each split, see :func:`rows_digest`."""
+        return {
+            "forget" if is_forget else "retain": rows_digest(split, split.column_names)
+            for is_forget, split in self._splits.items()
+        }
 
     def __getitem__(self, pair: tuple[bool, int]) -> dict:
         is_forget, row = pair

@@ -97,7 +97,7 @@ def _check_schema(results: dict[str, Any]) -> None:
         raise ValueError("results have neither `before` nor `after`")
     listed = {*results["languages"], *results["heldout_languages"]}
     for phase in PHASES:
-        for split, figures in results.get(phase, {}).items():
+        for split, figures in (results.get(phase) or {}).items():
             if unlisted := sorted(set(figures) - listed):
                 raise ValueError(f"results: {phase}/{split} has figures of unlisted languages: {', '.join(unlisted)}")
 
@@ -196,7 +196,7 @@ def _fit(groups: list[list[str]], width: int) -> Iterator[list[list[str]]]:
 
 def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]]) -> list[str] | None:
     """Title, column heads and one line per language and mean, all equally long; None without any figure."""
-    columns = {phase: [_column(group, results.get(phase, {}), block) for block in blocks] for phase in group.phases}
+    columns = {phase: [_column(group, results.get(phase) or {}, block) for block in blocks] for phase in group.phases}
     columns = {phase: column for phase, column in columns.items() if any(v is not None for b in column for v in b)}
     if not columns:
         return None
