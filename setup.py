@@ -31,6 +31,7 @@ setup(
         "tokenizers",
         "numpy",
         "tqdm",
+        "xxhash",
     ],
     extras_require={
         **EXTRAS,

@@ -5,13 +5,12 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-import xxhash
-from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from transformers import TrainerState, get_scheduler
@@ -20,8 +19,8 @@ from transformers.utils import logging
 from .arguments import UnlearnConfig
 from .checkpoints import LAST_WRITTEN, check_written_by
 from .data.collator import rows_digest
-from .engines import whole
 from .errors import ConfigError
+from .fingerprint import fingerprint
 from .language_weights import WeightPolicy
 from .objectives import Objective
 from .teacher import ResidentTeacher
@@ -40,12 +39,6 @@ COMPUTATION = (
     *("full_determinism", "load_best_model_at_end"),
 )
 OF_DEEPSPEED = ("optimizer", "scheduler", "gradient_clipping", "bf16", "fp16", "data_types")
-
-# Settings of a configuration that a run or a release of transformers changes, and that change no figure.
-NOT_OF_THE_MODEL = (
-    *("transformers_version", "_name_or_path", "use_cache", "dtype", "torch_dtype", "architectures"),
-    *("pad_token_id", "bos_token_id", "eos_token_id"),
-)
 
 # What differs, where its value tells a person nothing.
 MADE_WITH = {
@@ -75,10 +68,10 @@ def identity_of(trainer, teacher_signature: list[float] | None) -> dict:
         **{f"{side} rows": digest for side, digest in trainer.train_dataset.digests().items()},
         "trained weights": trained_names(trainer.model),
         "teacher": teacher_signature,
-        **model_identity(trainer.model),
+        **fingerprint(trainer.model),
     }
     if isinstance(teacher, ResidentTeacher) and not teacher.is_copy:
-        found["teacher weights"] = model_identity(teacher.model)["start weights"]
+        found["teacher weights"] = fingerprint(teacher.model)["start weights"]
     return json.loads(json.dumps(found))
 
 
@@ -140,53 +133,6 @@ def engine_settings(accelerator: Accelerator) -> dict:
 def measured_rows(splits: Mapping[str, Dataset]) -> dict[str, str]:
     """A digest of the rows of each split that is measured."""
     return {MEASURED.format(split): rows_digest(rows, sorted(rows.column_names)) for split, rows in splits.items()}
-
-
-def model_identity(model: nn.Module) -> dict[str, str]:
-    """What tells a start model from any other: its settings, the types of its weights, and a digest of every byte.
-
-    Call it on every process, before an engine has the model or after.
-    """
-    settings = model.config.to_diff_dict()
-    kept = {name: value for name, value in settings.items() if name not in NOT_OF_THE_MODEL}
-    kept["attention"] = model.config._attn_implementation
-    digest, types = xxhash.xxh3_128(), set()
-    tensors = dict(_weights(model))
-    for name, tensor in tensors.items():
-        if _is_unused_half(name, tensors):
-            continue
-        with whole(tensor) as values:
-            # Where weights are loaded by one process for all, the others have none yet.
-            if PartialState().is_main_process:
-                types.add(str(values.dtype).removeprefix("torch."))
-                digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-                digest.update(values.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
-    found = {
-        "types of the weights": " ".join(sorted(types)),
-        "model settings": xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode()),
-        "start weights": digest.hexdigest(),
-    }
-    (found,) = broadcast_object_list([found])
-    return found
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, each once, and the buffers that are saved with them, in the model's order."""
-    yield from model.named_parameters()
-    for name, module in model.named_modules():
-        for buffer, values in module.named_buffers(name, recurse=False):
-            if buffer.rpartition(".")[2] not in module._non_persistent_buffers_set:
-                yield buffer, values
-
-
-def _is_unused_half(name: str, tensors: dict[str, torch.Tensor]) -> bool:
-    """Whether a tensor is the random half of a LoRA pair that adds nothing yet: a checkpoint brings its own."""
-    for half, other in (("lora_A", "lora_B"), ("lora_embedding_B", "lora_embedding_A")):
-        partner = tensors.get(name.replace(f".{half}.", f".{other}."))
-        if f".{half}." in name and partner is not None:
-            with whole(partner) as values:
-                return not (values.is_meta or values.any())
-    return False
 
 
 @dataclasses.dataclass(frozen=True)

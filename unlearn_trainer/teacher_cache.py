@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +14,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
+from .console import say
 from .data.collator import IGNORE_INDEX, TrainingRows
 from .errors import ConfigError
+from .files import digest_file, write_whole
+from .fingerprint import fingerprint
 from .row_groups import GroupTokens, group_tokens
 from .teacher import Asked, ResidentTeacher
 from .vocabulary_head import VocabularyHead
 
 # Above this an automatic choice keeps the teacher in memory: the disk may not be the user's to fill.
 MAX_AUTOMATIC_BYTES = 4 * 2**30
+FORMAT = 2  # of the files
+MISSING = "no files"
 
 
 class CachedTeacher:
@@ -120,9 +127,9 @@ class TeacherCache:
         precision: str,
         show_progress: bool,
     ) -> CachedTeacher:
-        """The cached teacher, computed where no complete file of the same teacher and rows is there yet.
+        """The cached teacher, computed where no files of the same teacher and rows are there, whole and undamaged.
 
-        Call it on every process.
+        Call it on every process. A damaged file is named, and made anew.
 
         Args:
             teacher: runs once over the rows, under the precision of the training.
@@ -137,8 +144,12 @@ class TeacherCache:
         key = f"{self._key(model, precision)}-{socket.gethostname()}"
         self.names = [f"{key}.json", *(f"{key}-{number}.bin" for number in range(len(self.questions)))]
         about = self.folder / self.names[0]
-        whole = all(gather_object([about.is_file()]))
-        if not whole:
+        # One process of a machine reads the files through, for all of them.
+        problem = self._problem(about) if PartialState().is_local_main_process else None
+        problems = [each for each in gather_object([problem]) if each is not None]
+        if problems:
+            for each in sorted({*problems} - {MISSING}):
+                say(f"the teacher cache is made anew: {each}")
             self._fill(teacher, about, signature, collate, batch_size, show_progress)
         described = json.loads(about.read_text())
         if teacher.is_copy:
@@ -152,24 +163,47 @@ class TeacherCache:
         return CachedTeacher(teacher.head, answers, described["signature"])
 
     def remove(self) -> None:
-        """Delete what :meth:`load` wrote on this machine; call it on every process, when no step will follow."""
+        """Delete what :meth:`load` wrote on this machine, and what killed runs with other settings left.
+
+        Call it on every process, when no step will follow.
+        """
         PartialState().wait_for_everyone()
-        if PartialState().is_local_main_process and self.names:
-            for name in self.names:
-                (self.folder / name).unlink(missing_ok=True)
+        if PartialState().is_local_main_process and self.names and self.folder.is_dir():
+            host = re.escape(socket.gethostname())
+            mine = re.compile(rf"\.?[0-9a-f]{{24}}-{host}(-[0-9]+)?\.(json|bin)(\.unfinished)?")
+            for path in self.folder.iterdir():
+                if mine.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it, and stays
                 self.folder.rmdir()
 
     def _key(self, model, precision):
-        """Names the teacher's weights, the rows with their tokens, and how both are combined."""
+        """Names all that decides the content: the teacher, the rows with their tokens, which of them, and by what."""
         asked = [dataclasses.astuple(each) for each in self.questions]
-        digest = hashlib.sha256(json.dumps([self.rows.digests(), asked, precision]).encode())
-        for name, parameter in model.named_parameters():
-            values = parameter.detach().double().flatten()
-            # The second sum tells a permutation of the same numbers.
-            ramp = torch.arange(len(values), dtype=torch.float64, device=values.device) / max(len(values), 1)
-            digest.update(json.dumps([name, values.sum().item(), (values @ ramp).item()]).encode())
-        return digest.hexdigest()[:24]
+        versions = [FORMAT, torch.__version__, transformers.__version__]
+        content = [self.rows.digests(), self.trained, asked, precision, fingerprint(model), versions]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+    def _problem(self, about: Path) -> str | None:
+        """What is wrong with the files; ``None`` where they are as they were written."""
+        if not about.is_file():
+            return MISSING
+        try:
+            described = json.loads(about.read_text(encoding="utf-8"))
+            if described.pop("digest") != _digest(described):
+                return f"{about} is damaged"
+            for asked, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
+                path, written = self.folder / name, described["files"][name]
+                expected = math.prod(self.sizes[asked]) * getattr(torch, dtype).itemsize
+                if not path.is_file():
+                    return f"{path} is missing"
+                if not written["bytes"] == expected == path.stat().st_size:
+                    return f"{path} has {path.stat().st_size} bytes, not {expected}"
+                if digest_file(path) != written["sha256"]:
+                    return f"{path} is damaged"
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return f"{about} is damaged"
+        return None
 
     def _fill(self, teacher, about, signature, collate, batch_size, show_progress):
         """Every machine computes all rows, its processes one share each; equally many forwards everywhere."""
@@ -184,6 +218,10 @@ class TeacherCache:
             work += [(asked, pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
         rounds = -(-len(work) // min(hosts.count(host) for host in hosts))
         self.folder.mkdir(parents=True, exist_ok=True)
+        if state.process_index == mine[0]:
+            for asked in self.questions:  # a killed run's may be longer
+                self._unfinished(asked).unlink(missing_ok=True)
+        state.wait_for_everyone()
         files: dict[Asked, torch.Tensor] = {}
         dtypes: dict[Asked, str] = {}
         bar = tqdm(total=rounds, desc="teacher", disable=not (show_progress and state.is_main_process), leave=False)
@@ -212,12 +250,15 @@ class TeacherCache:
         files.clear()
         state.wait_for_everyone()
         if state.process_index == mine[0]:
+            about.unlink(missing_ok=True)
+            written = {}
             for asked, name in zip(self.questions, self.names[1:], strict=True):
-                os.replace(self._unfinished(asked), self.folder / name)
+                path = self.folder / name
+                os.replace(self._unfinished(asked), path)
+                written[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
             described = {"dtypes": [dtypes[asked] for asked in self.questions], "signature": signature}
-            unfinished = about.with_name(f"{about.name}.unfinished")
-            unfinished.write_text(json.dumps(described))
-            os.replace(unfinished, about)
+            described["files"] = written
+            write_whole(about, json.dumps(described | {"digest": _digest(described)}))
         state.wait_for_everyone()
 
     def _unfinished(self, asked):
@@ -230,3 +271,7 @@ class TeacherCache:
                 f"--teacher cached needs {needed / 2**30:.1f} GiB below {self.folder}, and as much again for "
                 "checkpoints; make room, or choose --teacher resident"
             )
+
+
+def _digest(described: dict) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
