@@ -11,6 +11,7 @@ from torch import nn
 
 from .engines import whole
 
+CHUNK = 2**26  # bytes that are read at a time
 # Settings of a configuration that a run or a release of transformers changes, and that change no figure.
 NOT_OF_THE_MODEL = (
     *("transformers_version", "_name_or_path", "use_cache", "dtype", "torch_dtype", "architectures"),
@@ -36,7 +37,9 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
             if PartialState().is_main_process:
                 types.add(str(values.dtype).removeprefix("torch."))
                 digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
-                digest.update(values.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
+                for part in values.detach().contiguous().reshape(-1).view(torch.uint8).split(CHUNK):
+                    # Copied, as storage that NumPy has seen can no longer be resized, which FSDP2 does.
+                    digest.update(part.to("cpu", copy=True).numpy())
     found = {
         "types of the weights": " ".join(sorted(types)),
         "model settings": xxhash.xxh3_128_hexdigest(json.dumps(kept, sort_keys=True, default=str).encode()),

@@ -55,8 +55,12 @@ MEASURED = "measured {} rows"
 logger = logging.get_logger(__name__)
 
 
-def identity_of(trainer, teacher_signature: list[float] | None) -> dict:
-    """``UnlearnTrainer.identity()``, as a checkpoint gives it back."""
+def identity_of(trainer, start: dict[str, str], teacher_signature: list[float] | None) -> dict:
+    """``UnlearnTrainer.identity()``, as a checkpoint gives it back.
+
+    Args:
+        start: the fingerprint of the model before the first step.
+    """
     objectives = [objective for objective in trainer.objectives.values() if objective]
     teacher = trainer.teacher
     found = {
@@ -68,7 +72,7 @@ def identity_of(trainer, teacher_signature: list[float] | None) -> dict:
         **{f"{side} rows": digest for side, digest in trainer.train_dataset.digests().items()},
         "trained weights": trained_names(trainer.model),
         "teacher": teacher_signature,
-        **fingerprint(trainer.model),
+        **start,
     }
     if isinstance(teacher, ResidentTeacher) and not teacher.is_copy:
         found["teacher weights"] = fingerprint(teacher.model)["start weights"]

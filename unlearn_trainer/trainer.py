@@ -25,6 +25,7 @@ from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from .fingerprint import fingerprint
 from .gradient_surgery import surgeries
 from .identity import check_resumable, identity_of
 from .integrations import OnlyResultToHub
@@ -157,6 +158,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         self.loss_log = LossLog(args.device)
         self._stop_signal = StopSignal()
         self._teacher_cache: TeacherCache | None = None
+        self._start: dict[str, str] | None = None
         self.stopped_by: signal.Signals | None = None
         for noisy, compact in ((ProgressCallback, CompactProgress), (PrinterCallback, CompactPrinter)):
             if self.pop_callback(noisy) is not None:
@@ -169,7 +171,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
 
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
-        return identity_of(self, self._teacher_signature())
+        return identity_of(self, self._start or fingerprint(self.model), self._teacher_signature())
 
     def _questions(self) -> list[Asked]:
         """All that the objectives ask the teacher."""
@@ -279,6 +281,8 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         checkpoint = resume_from_checkpoint
         if checkpoint is True:
             checkpoint = get_last_checkpoint(self.args.output_dir)
+        if self._start is None or not checkpoint:  # a training that was stopped may go on in the same trainer
+            self._start = fingerprint(self.model)
         identity = self.identity()
         if checkpoint:  # ahead of its weights, which another run's model may not be able to take
             check_whole(Path(checkpoint))
