@@ -1,6 +1,7 @@
 """Every flag of a run, with its default and the combinations that are refused."""
 
 import contextlib
+import copy
 import importlib.util
 import inspect
 import json
@@ -377,6 +378,20 @@ class UnlearnConfig(
                 ) from None
         self._check_ranges()
         self._check_combinations()
+
+    def __getstate__(self) -> dict:
+        """Without the token of the Hub: a Trainer pickles its arguments beside every model, for others to read."""
+        return {**vars(self), "hub_token": None}
+
+    def __copy__(self) -> "UnlearnConfig":
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict) -> "UnlearnConfig":
+        copied = memo[id(self)] = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
 
     def needs_companion(self, companion: str) -> bool:
         """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
