@@ -10,7 +10,7 @@ from .errors import ConfigError
 
 # Beyond these a product of a few flags leaves the range of float32, or a count that of an index.
 LARGEST = {int: 2**40, float: 1e12}
-# Flags that may be of any size, also infinite, which turns off what they limit.
+# Flags that may also be infinite, which turns off what they limit.
 UNLIMITED = ("max_grad_norm", "max_retain_perplexity_ratio", "retain_weight_max")
 STEPS, ROWS = (0, 2**40), (1, 2**20)
 # Least and greatest value of flags whose use elsewhere would fail or hang.
@@ -88,7 +88,7 @@ def with_short_words(message: str) -> str:
 def _check_number(name: str, value: float, kind: type) -> None:
     if isinstance(value, float) and math.isnan(value):
         raise ConfigError(f"--{name} must be a number, not nan")
-    if name in UNLIMITED and value > 0:
+    if name in UNLIMITED and value == math.inf:
         return
     if name == "learning_rate" and not 0 <= value < math.inf:
         raise ConfigError(f"--{name} must be a finite number, not negative, not {value}")
