@@ -22,6 +22,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_retain_perplexity_ratio": (-1.7e308, 1.7e308),  # above 0, as is said elsewhere
     "relearn_rate": (-1e300, 1e300),  # by default a multiple of the learning rate
     "memorize_learning_rate": (-1e38, 1e38),  # above 0, as is said elsewhere
+    "audit_relearn_learning_rate": (-1e38, 1e38),
     "warmup_steps": STEPS,
     "logging_steps": STEPS,
     "eval_steps": STEPS,
