@@ -132,20 +132,6 @@ def check_trained(model: nn.Module, blocks: int | None) -> None:
         )
 
 
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout of ``model`` to 0, in its modules, not in its configuration.
-
-    With dropout the figures of the training rows, which language weights and guards rest on, are not those of the
-    model, and the student differs from a teacher of the same weights: preference trainers turn it off for that reason.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        for name, value in vars(module).items():  # what is handed to functional.dropout, or skips whole layers
-            if ("dropout" in name or name.endswith(("pdrop", "layerdrop"))) and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 @torch.no_grad()
 def pooled_states(
     model: PreTrainedModel,

@@ -30,10 +30,11 @@ from .gradient_surgery import surgeries
 from .identity import check_resumable, identity_of
 from .integrations import OnlyResultToHub
 from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
-from .layers import check_trained, disable_dropout
+from .layers import check_trained
 from .lm_head import attach_head
 from .models import check_adapter
 from .packing import lay_out
+from .randomness import disable_dropout, switch_off_chance
 from .row_groups import GroupTokens, check_rows, learned_positions, rows_in_use
 from .run_events import LossLog, RunEvents, check_best_metric, check_finite
 from .saving import SavedAsLoaded
@@ -57,7 +58,8 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
-        model: any ``AutoModelForCausalLM``, or a ``PeftModel`` around one. Its dropout is turned off.
+        model: any ``AutoModelForCausalLM``, or a ``PeftModel`` around one. Chance in its training is turned off:
+            dropout, routers that draw experts, and the like.
         args: objectives, weights and everything a Trainer takes.
         forget_dataset, retain_dataset: tokenized rows (``unlearn_trainer.data.tokenize_splits``); one may be ``None``
             where the method has no objective for it.
@@ -137,6 +139,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         if args.n_gpu > 1:
             raise ConfigError("several GPUs in one process: start with `accelerate launch` or `torchrun` instead")
         check_engine(self.accelerator)
+        switch_off_chance(model, args.neftune_noise_alpha)
         if isinstance(self.teacher, ResidentTeacher):
             self.teacher.prepare(self.accelerator)
         # compute_loss divides by counts over the whole optimizer step itself.
