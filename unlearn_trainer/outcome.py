@@ -123,9 +123,11 @@ def _rest_lost(results):
     if not grown:
         return []
     times = " and ".join(f"{split} perplexity is {ratio:.2g} times the start's" for split, ratio in grown.items())
+    stops_early = results["config"]["forget_weighting"] == "target"
+    early = "" if stops_early else ", or stop early with --forget_weighting target"
     return [
         f"what was to stay has suffered: {times}; lower --learning_rate or --forget_coef, give more weight to a "
-        "--retain_objective, or stop early with --forget_weighting target"
+        f"--retain_objective{early}"
     ]
 
 
