@@ -54,6 +54,7 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
         heldout_languages=data.heldout_languages,
         teacher=load_model(start, tokenizer) if teacher.is_loaded_apart(args, start) else None,
         processing_class=tokenizer,
+        max_seq_length=data.max_seq_length,
     )
 
 

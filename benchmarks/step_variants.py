@@ -69,8 +69,8 @@ def naive_retain_loss(
 ) -> torch.Tensor:
     """q KL + (1 - q) NLL from the logits [rows, length, vocabulary] of both models.
 
-    ``released`` takes q and KL where the label stands instead of where it is predicted, and divides KL by the rows and
-    NLL by the tokens that are attended to.
+    ``released`` takes q and KL where the label stands instead of where it is predicted, a row's first token too, and
+    divides KL by the rows and NLL by the tokens that are attended to.
     """
     targets = labels[:, 1:].contiguous()
     counts = targets != IGNORED
@@ -82,12 +82,11 @@ def naive_retain_loss(
     log_student = torch.log_softmax(logits, -1)
     teacher_probs = torch.softmax(teacher_logits, -1)
     kl = nn.functional.kl_div(log_student, teacher_probs, reduction="none").sum(-1)
-    seen = slice(1, None) if alignment == "released" else slice(None, -1)
-    q = teacher_probs[:, seen].gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    tokens = counts.sum()
-    kl_divisor = len(labels) if alignment == "released" else tokens
-    nll_divisor = mask.sum() if alignment == "released" else tokens
-    return (q * kl[:, seen] * counts).sum() / kl_divisor + ((1 - q) * nll * counts).sum() / nll_divisor
+    if alignment == "released":
+        q = teacher_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels != IGNORED)
+        return (q * kl).sum() / len(labels) + ((1 - q[:, 1:]) * nll * counts).sum() / mask.sum()
+    q = teacher_probs[:, :-1].gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return ((q * kl[:, :-1] + (1 - q) * nll) * counts).sum() / counts.sum()
 
 
 def at_least_float32(logits: torch.Tensor) -> torch.Tensor:

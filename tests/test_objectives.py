@@ -40,7 +40,11 @@ OPTIONS = {
 }
 
 
-def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, **options):
+def labelled_from_the_start(rows):
+    return rows.map(lambda row: {"labels": row["input_ids"]})
+
+
+def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, change_rows=lambda rows: rows, **options):
     other = "retain" if side == "forget" else "forget"
     objectives = {f"{side}_objective": name, f"{other}_objective": "none"}
     model, teacher = tiny_model(kind, 0, dtype), tiny_model(kind, 1, dtype)
@@ -57,8 +61,8 @@ def make_trainer(folder, side, name, kind="llama", dtype=torch.float64, **option
                 **options,
             },
         ),
-        rows_with_companions(seed=0),
-        tiny_rows(4, seed=1),
+        change_rows(rows_with_companions(seed=0)),
+        change_rows(tiny_rows(4, seed=1)),
         languages=LANGUAGES,
         teacher=teacher,
     )
@@ -85,12 +89,13 @@ def naive_rows(model, batch, mask):
     rows = []
     for row in mask.nonzero()[:, 0]:
         columns = (batch["labels"][row] != -100).nonzero()[:, 0]
-        labels = batch["labels"][row, columns]
+        predicted = columns[columns > 0]
         rows.append(
             {
-                "logits": found.logits[row, columns - 1],
+                "logits": found.logits[row, predicted - 1],
                 "at_label": found.logits[row, columns],
-                "labels": labels,
+                "labels": batch["labels"][row, predicted],
+                "is_led": columns[0] == 0,
                 "hidden": found.hidden_states[1][row, columns],
                 "u": WEIGHTS[batch["language"][row]],
             }
@@ -136,14 +141,17 @@ def naive_loss(name, side, model, teacher, batch, trainer):
                 values = -(q**0.5) * (1 - q) ** 2 * s
             case "ceu":
                 others = row["logits"].detach().masked_fill(onehot, -math.inf).softmax(-1)
-                values = -(others * p).sum(-1)[1:]
+                values = -(others * p).sum(-1)[0 if row["is_led"] else 1 :]
             case "undial":
                 values = -((old["logits"] - 10 * onehot).softmax(-1) * p).sum(-1)
             case "pdu" | "pdu_unshifted":
                 z = row["logits" if name == "pdu" else "at_label"]
                 values = (z.max(-1).values - z.mean(-1)) ** 2
-            case "jensun" | "jsd":
-                target = onehot.to(p.dtype) if name == "jensun" else t.exp()
+            case "jensun" | "jensun_in_place" | "jsd":
+                if name == "jensun_in_place":
+                    said = naive_rows(model, batch, batch["is_alternative"])[place]["labels"]
+                    onehot = F.one_hot(said[torch.arange(n) % len(said)], p.shape[1]).bool()
+                target = t.exp() if name == "jsd" else onehot.to(p.dtype)
                 mixture = (p.exp() + target) / 2
                 to_target = (target * (torch.where(target > 0, target, 1).log() - mixture.log())).sum(-1)
                 values = (to_target + (p.exp() * (p - mixture.log())).sum(-1)) / 2
@@ -196,7 +204,17 @@ def small_chunks(monkeypatch):
 @pytest.mark.parametrize("side, name", OBJECTIVES)
 def test_loss_and_gradients_equal_the_naive_twin(side, name, kind, tmp_path, monkeypatch):
     small_chunks(monkeypatch)
-    trainer, teacher = make_trainer(tmp_path, side, name, kind, **OPTIONS.get(name, {}))
+    check_twin(*make_trainer(tmp_path, side, name, kind, **OPTIONS.get(name, {})), side, name)
+
+
+@pytest.mark.parametrize("side, name", OBJECTIVES)
+def test_they_equal_the_naive_twin_where_rows_are_labelled_from_the_start(side, name, tmp_path, monkeypatch):
+    small_chunks(monkeypatch)
+    options = {"change_rows": labelled_from_the_start, **OPTIONS.get(name, {})}
+    check_twin(*make_trainer(tmp_path, side, name, **options), side, name)
+
+
+def check_twin(trainer, teacher, side, name):
     batch = batch_of(trainer, side)
     expected = naive_loss(name, side, trainer.model, teacher, batch, trainer)
     expected.backward()

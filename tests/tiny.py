@@ -62,6 +62,8 @@ class _Float64(TorchFunctionMode):
             function = torch.Tensor.double
         args = tuple(torch.float64 if value is torch.float32 else value for value in args)
         kwargs = {name: torch.float64 if value is torch.float32 else value for name, value in (kwargs or {}).items()}
+        if function is torch.full and isinstance(args[1], float):  # XGLM's mask
+            kwargs.setdefault("dtype", torch.float64)
         return function(*args, **kwargs)
 
 

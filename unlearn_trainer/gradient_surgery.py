@@ -190,7 +190,7 @@ def _trained(model):
 
 
 def _side_loss(model, step_loss, side, batch, counts, weights):
-    layout = lay_out(model, batch["input_ids"], batch["attention_mask"])
+    layout = lay_out(model, batch["input_ids"], batch["attention_mask"], step_loss.reads_padding)
     segments, _ = step_loss.segments(batch, layout, counts, weights, sides=(side,))
     taught = any(segment.teacher_head for segment in segments)
     with step_loss.teacher.gathered_head() if taught else contextlib.nullcontext():

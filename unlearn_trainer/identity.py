@@ -45,6 +45,7 @@ MADE_WITH = {
     "forget rows": "other forget rows (--data_dir, --forget_file, --max_seq_length, --max_train_samples)",
     "retain rows": "other retain rows (--data_dir, --retain_file, --max_seq_length, --max_train_samples)",
     "teacher": "another teacher, which is the start model (--model_name_or_path, --use_peft)",
+    "width of a batch": "rows padded to another length (--max_seq_length)",
     "trained weights": "other weights trained (--trainable_layers, --use_peft and its --lora flags)",
     "start weights": "another start model, which is also the teacher (--model_name_or_path, --revision)",
     "model settings": "another configuration of the model (config.json, --attn_implementation)",
@@ -76,6 +77,8 @@ def identity_of(trainer, start: dict[str, str], teacher_signature: list[float] |
     }
     if isinstance(teacher, ResidentTeacher) and not teacher.is_copy:
         found["teacher weights"] = fingerprint(teacher.model)["start weights"]
+    if trainer.data_collator.width:
+        found["width of a batch"] = trainer.data_collator.width
     return json.loads(json.dumps(found))
 
 

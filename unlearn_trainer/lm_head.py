@@ -49,6 +49,7 @@ class Segment:
         teacher_head: the teacher's :class:`VocabularyHead`.
         other_positions: [n] where ``kl``, ``teacher_nll`` and ``reduced`` are taken, if not at ``positions`` (LingTea
             as released).
+        teacher_targets: [n] the token ids of ``teacher_nll``, if not ``targets``.
         temperature: of ``kl``.
         reduction: the function behind ``reduced``.
         looks_ahead: the loss needs statistics of the whole segment: these are there before it is first called.
@@ -63,6 +64,7 @@ class Segment:
     teacher_hidden: torch.Tensor | None = None
     teacher_head: VocabularyHead | None = None
     other_positions: torch.Tensor | None = None
+    teacher_targets: torch.Tensor | None = None
     temperature: float = 1.0
     reduction: Callable[..., torch.Tensor] | None = None
     looks_ahead: bool = False
@@ -323,6 +325,7 @@ def _run_chunk(hidden, student, chunk, gradients):
                 [part[rows] for part in parts],
                 segment.temperature,
                 segment.reduction,
+                segment.teacher_targets[in_segment] if segment.teacher_targets is not None else None,
             )
             teacher = (segment.teacher_head, teacher_raw[rows]) if share.teacher else None
             figures = tile.statistics(segment.needs, teacher)

@@ -115,7 +115,9 @@ class StepMemory:
         self.trained = sum(shape.numel() for shape in self.trained_shapes)
         self.count = sum(numel for numel, _, _ in self.parameters)
 
-        objectives = [objective for objective in resolve_objectives(args).values() if objective]
+        objectives = [
+            objective for objective in resolve_objectives(args, self.config.model_type).values() if objective
+        ]
         sides = sum(name != "none" for name in (args.forget_objective, args.retain_objective))
         groups = sides if args.schedule == "joint" else 1
         groups += sum(map(args.needs_companion, COMPANIONS))
@@ -124,7 +126,7 @@ class StepMemory:
         self.taught = any(objective.needs & {"kl", "teacher_logits"} for objective in objectives)
         needs_teacher = any(objective.needs_teacher for objective in objectives)
         self.has_resident_teacher = needs_teacher and not (model_args.use_peft and args.teacher in ("auto", "adapter"))
-        self.is_split = any(objective.at_label for objective in objectives)
+        self.is_split = any(objective.at_label and not objective.predicts_next for objective in objectives)
 
         self.mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
         self.loaded = self.head.module.weight.dtype

@@ -30,7 +30,9 @@ class Layout:
         return self.starts[rows] + columns
 
 
-def lay_out(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Layout:
+def lay_out(
+    model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor, keeps_padding: bool = False
+) -> Layout:
     """The most compact input for a batch padded on the right.
 
     Lines are as long as the longest row, and hold whole rows (first fit, longest first). The padded batch itself comes
@@ -39,12 +41,13 @@ def lay_out(model: nn.Module, input_ids: torch.Tensor, attention_mask: torch.Ten
     Args:
         model: what will be called, wrapped or not.
         input_ids, attention_mask: [rows, length] integers.
+        keeps_padding: the states of padded positions are asked for, too.
     """
     rows, length = input_ids.shape
     device = input_ids.device
     sizes = attention_mask.sum(1).tolist()
     longest = max(sizes)
-    packs = goes_by_mask(model, longest)  # first, so that all processes make the trial together
+    packs = not keeps_padding and goes_by_mask(model, longest)  # first, so that all processes make the trial together
     lines = first_fit(sizes, longest) if packs else []
     if not packs or len(lines) == rows:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from datasets import Dataset
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from .data.collator import COMPANIONS, companion_columns, with_companions
+from .data.collator import COMPANIONS, UnlearnCollator, companion_columns, with_companions
 from .errors import ConfigError
 from .objectives import IGNORED, Objective
 
@@ -74,12 +75,62 @@ def group_tokens(batch: Mapping[str, torch.Tensor], group: str, at_label: bool =
 
     Args:
         at_label: give the columns that carry the labels, a row's first column too, instead of those that predict them.
+            Rows of which nothing is predicted are left out.
     """
     rows = rows_of(batch, group).nonzero()[:, 0]
     labels = batch["labels"][rows]
-    row_of, columns = (labels if at_label else labels[:, 1:]).ne(IGNORED).nonzero(as_tuple=True)
+    is_predicted = labels[:, 1:].ne(IGNORED)
+    at = labels.ne(IGNORED) & is_predicted.any(1, keepdim=True) if at_label else is_predicted
+    row_of, columns = at.nonzero(as_tuple=True)
     targets = labels[row_of, columns if at_label else columns + 1]
     return GroupTokens(rows, row_of, columns, targets, batch["language"][rows])
+
+
+@dataclasses.dataclass
+class LabelTokens(GroupTokens):
+    """The tokens of a loss that looks at positions which *carry* labels, and at what is predicted there or before.
+
+    Attributes:
+        columns: [n] the column that predicts ``targets``.
+        label_columns: [n] the column that carries the label.
+        labels: [n] token ids there.
+        has_label: [n] whether there is one.
+        has_target: [n] whether anything is predicted.
+        is_own: [n] whether that is one of the row's labels, as it is not where the pad token is predicted. These are
+            the tokens of :func:`group_tokens`, in their order.
+    """
+
+    label_columns: torch.Tensor
+    labels: torch.Tensor
+    has_label: torch.Tensor
+    has_target: torch.Tensor
+    is_own: torch.Tensor
+
+
+def label_tokens(batch: Mapping[str, torch.Tensor], group: str, pad_token_id: int | None = None) -> LabelTokens:
+    """The tokens of a group of rows at the columns that carry labels; rows of which nothing is predicted have none.
+
+    Args:
+        pad_token_id: predict at each of these columns the *next* token, and in the batch's last column this one;
+            otherwise the column before predicts the label.
+    """
+    if pad_token_id is None:
+        at = group_tokens(batch, group, at_label=True)
+        yes, later = torch.ones_like(at.columns, dtype=torch.bool), at.columns > 0
+        before = at.columns.clamp(min=1) - 1
+        shared = at.rows, at.row_of, before, at.targets, at.row_languages
+        return LabelTokens(*shared, at.columns, at.targets, yes, later, later)
+    rows = rows_of(batch, group).nonzero()[:, 0]
+    labels = batch["labels"][rows]
+    is_used = labels[:, 1:].ne(IGNORED).any(1, keepdim=True)
+    following = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], pad_token_id)], 1)
+    row_of, columns = ((labels.ne(IGNORED) | following.ne(IGNORED)) & is_used).nonzero(as_tuple=True)
+    own, targets = labels[row_of, columns], following[row_of, columns]
+    return LabelTokens(
+        *(rows, row_of, columns, targets.clamp(min=0), batch["language"][rows]),
+        *(columns, own.clamp(min=0), own.ne(IGNORED), targets.ne(IGNORED)),
+        targets.ne(IGNORED) & (columns < labels.shape[1] - 1),
+    )
 
 
 def rows_in_use(
@@ -114,6 +165,39 @@ def rows_in_use(
                         f"unlearn_trainer.data.add_{companion}s"
                     )
     return used
+
+
+def collator_for(
+    objectives: Mapping[str, Objective | None],
+    used: Mapping[str, Dataset | None],
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_seq_length: int | None,
+) -> UnlearnCollator:
+    """What makes batches of ``used``: each as wide as its longest row, or all alike where padding counts in the loss.
+
+    Args:
+        config: of the language model, for the pad token where there is no tokenizer.
+        max_seq_length: the width of all batches where padding counts; by default that of the longest row of all,
+            rounded up to a multiple of 8.
+    """
+    pad_token_id = getattr(tokenizer, "pad_token_id", None)
+    if not any(objective and objective.predicts_next for objective in objectives.values()):
+        if pad_token_id is None:
+            pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+        return UnlearnCollator(pad_token_id)
+    if pad_token_id is None:
+        # In XGLM's vocabulary 0 begins a text: where a configuration pads with it, it names no pad token.
+        pad_token_id = config.pad_token_id or type(config)().pad_token_id
+    columns = [
+        rows.with_format(None)[name]
+        for rows in used.values()
+        if rows is not None
+        for name in rows.column_names
+        if name.endswith("input_ids")
+    ]
+    longest = max(len(ids) for column in columns for ids in column)
+    return UnlearnCollator(pad_token_id, width=max(longest, max_seq_length or -(-longest // 8) * 8))
 
 
 def _has_labels(rows: Dataset, num_trained: int) -> bool:

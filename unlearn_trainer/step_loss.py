@@ -13,13 +13,15 @@ from .lm_head import LayerSegment, Segment, Segments
 from .objectives import (
     COUNTERS,
     FORGET_OBJECTIVES,
+    IGNORED,
     LINGTEA_RELEASED,
+    LINGTEA_RELEASED_XGLM,
     RETAIN_OBJECTIVES,
     Objective,
     RowStatistics,
 )
 from .packing import Layout
-from .row_groups import GROUPS, GroupTokens, group_tokens, rows_of
+from .row_groups import GROUPS, GroupTokens, LabelTokens, group_tokens, label_tokens, rows_of
 from .teacher import Asked, Teacher, asked_of
 from .token_statistics import TokenStatistics
 
@@ -33,13 +35,15 @@ class SideLoss:
 
     Attributes:
         tokens: the labelled tokens of the side's own rows.
-        statistics: their segment.
+        statistics: the segment with their figures, maybe among those of others.
         terms: what the forward will put the terms of the side's loss into.
+        among: the tokens of ``statistics``, where these are others.
     """
 
     tokens: GroupTokens
     statistics: Segment
     terms: Segment | LayerSegment
+    among: LabelTokens | None = None
 
     def row_figures(self) -> dict[str, torch.Tensor]:
         """The sums that :meth:`LanguageWeightCallback.add_batch` takes, [R] each."""
@@ -48,9 +52,14 @@ class SideLoss:
         if found.nll is None:
             empty = torch.zeros(count, device=tokens.rows.device)
             return dict.fromkeys(("tokens", "nll", "memorization_accuracy", "extraction_strength"), empty)
+        known = 1
+        if self.among is not None:
+            own = self.among.is_own
+            values = {name: value[own] for name, value in vars(found).items() if value is not None}
+            found, known = TokenStatistics(**values), self.among.has_label[own]
         figures = row_figures(found, tokens.row_of, count)
         if found.teacher_nll is not None:
-            figures["teacher_probability"] = tokens.row_sums(torch.exp(-found.teacher_nll))
+            figures["teacher_probability"] = tokens.row_sums(torch.exp(-found.teacher_nll) * known)
         return figures
 
 
@@ -64,6 +73,7 @@ class StepLoss:
         num_processes: the engines average gradients over processes, so losses are multiplied by it.
         layer: index into ``hidden_states`` for objectives that look inside the model.
         hidden_size: of the model.
+        pad_token_id: what short rows are filled with.
     """
 
     def __init__(
@@ -74,9 +84,11 @@ class StepLoss:
         num_processes: int,
         layer: int,
         hidden_size: int,
+        pad_token_id: int,
     ):
         self.args, self.objectives, self.teacher, self.num_processes = args, objectives, teacher, num_processes
-        self.layer = layer
+        self.layer, self.pad_token_id = layer, pad_token_id
+        self.reads_padding = any(objective and objective.predicts_next for objective in objectives.values())
         generator = torch.Generator().manual_seed(args.seed)
         control = torch.rand(hidden_size, generator=generator, dtype=torch.float64)
         self.control = control / control.norm()
@@ -116,7 +128,8 @@ class _Side:
     def __init__(self, step: StepLoss, side, objective, batch, layout, counts, weights):
         self.step, self.side, self.objective, self.batch, self.layout = step, side, objective, batch, layout
         # A loss by alternative answers weighs and counts these.
-        group = "alternative" if "alternative" in objective.needs and objective.unit == "token" else side
+        is_other = "alternative" in objective.needs and objective.unit == "token" and not objective.in_place
+        group = "alternative" if is_other else side
         of_group = counts[GROUPS.index(group)]
         self.divisors = of_group[[list(COUNTERS).index(count) for count in objective.counts]].clamp(min=1)
         self.coefficient = step.num_processes * getattr(step.args, f"{side}_coef")
@@ -133,11 +146,25 @@ class _Side:
             own, terms = self._add(self.tokens), self._add_layer()
         elif objective.unit == "row":
             own = terms = self._add_rows()
-        elif group != side:
-            own, terms = self._add(self.tokens), self._add_tokens(group_tokens(batch, group))
         else:
-            own = terms = self._add_tokens(self.tokens)
-        self.loss = SideLoss(self.tokens, own, terms)
+            tokens = self._trained_tokens(group)
+            terms = self._add_tokens(tokens)
+            own = self._add(self.tokens) if group != side or objective.in_place else terms
+        among = tokens if own is terms and objective.at_label else None
+        self.loss = SideLoss(self.tokens, own, terms, among)
+
+    def _trained_tokens(self, group) -> GroupTokens:
+        """The tokens that the objective is called with."""
+        objective = self.objective
+        if objective.at_label:
+            return label_tokens(self.batch, group, self.step.pad_token_id if objective.predicts_next else None)
+        tokens = group_tokens(self.batch, group)
+        if objective.in_place:
+            other = group_tokens(self.batch, "alternative")
+            first = torch.searchsorted(other.row_of, tokens.row_of)
+            place = tokens.places % other.per_row[tokens.row_of]
+            tokens = dataclasses.replace(tokens, targets=other.targets[first + place])
+        return tokens
 
     def _add(self, tokens: GroupTokens, **more) -> Segment:
         positions = self.layout.positions(tokens.rows[tokens.row_of], tokens.columns)
@@ -161,13 +188,24 @@ class _Side:
             temperature=self.step.args.distill_temperature,
             reduction=self.objective.reduction,
         )
-        if self.objective.at_label:
-            segment.other_positions = segment.positions + 1
+        if isinstance(tokens, LabelTokens):
+            segment.teacher_targets = tokens.labels
+            if not self.objective.predicts_next:
+                rows = tokens.rows[tokens.row_of]
+                segment.other_positions = self.layout.positions(rows, tokens.label_columns)
         for asked in self.asked:
             if asked.kind == "hidden":
-                segment.teacher_hidden = self._teacher_states(asked, tokens)
+                segment.teacher_hidden = self._teacher_hidden(asked, tokens)
                 segment.teacher_head = self.step.teacher.head if self.is_taught else None
         return segment
+
+    def _teacher_hidden(self, asked, tokens):
+        if not isinstance(tokens, LabelTokens):
+            return self._teacher_states(asked, tokens)
+        taught = self._teacher_states(asked, group_tokens(self.batch, asked.group, at_label=True))
+        # Where there is no label the teacher has no weight: any states will do.
+        states = taught.new_zeros(len(tokens.targets), taught.shape[-1])
+        return states.index_put_((tokens.has_label.nonzero()[:, 0],), taught) if len(taught) else states
 
     def _add_layer(self):
         """The loss is by the states of a layer at the tokens that carry a label."""
@@ -189,7 +227,9 @@ class _Side:
         """Fields of the token statistics that do not come from the vocabulary, [n] each."""
         needs, extras = self.objective.needs, {}
         if "place" in needs:
-            extras["place"] = tokens.places
+            # A label of the first column is the row's first, though nothing predicts it.
+            is_led = self.batch["labels"][tokens.rows, 0].ne(IGNORED) & (not self.objective.at_label)
+            extras["place"] = tokens.places + is_led[tokens.row_of]
         if "row_tokens" in needs:
             extras["row_tokens"] = tokens.per_row[tokens.row_of]
         if "counterpart" in needs:
@@ -212,6 +252,10 @@ class _Side:
                 setattr(statistics, name, found.to(like.dtype) if found.is_floating_point() else found)
             if "distill_weight" in self.objective.needs and "distill_weight" not in extras:
                 statistics.distill_weight = torch.exp(-statistics.teacher_nll)
+            if isinstance(tokens, LabelTokens):
+                statistics.nll = statistics.nll * tokens.has_target[where]
+                if statistics.distill_weight is not None:
+                    statistics.distill_weight = statistics.distill_weight * tokens.has_label[where]
             if control is not None:
                 statistics.control = control.to(like.dtype)
             terms = self.objective.terms(statistics, len(weights[where]))
@@ -296,12 +340,16 @@ class _RowSums:
         return loss, terms
 
 
-def resolve_objectives(args: UnlearnConfig) -> dict[str, Objective | None]:
-    """The objectives of both sides, ``None`` for one that is not trained on, and of counterparts, if any."""
+def resolve_objectives(args: UnlearnConfig, model_type: str) -> dict[str, Objective | None]:
+    """The objectives of both sides, ``None`` for one that is not trained on, and of counterparts, if any.
+
+    Args:
+        model_type: of the language model's configuration.
+    """
     forget = FORGET_OBJECTIVES.get(args.forget_objective)
     retain = RETAIN_OBJECTIVES.get(args.retain_objective)
     if args.retain_objective == "lingtea" and args.lingtea_alignment == "released":
-        retain = LINGTEA_RELEASED
+        retain = LINGTEA_RELEASED_XGLM if model_type == "xglm" else LINGTEA_RELEASED
     if forget is None and retain is None:
         raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
     counterpart = RETAIN_OBJECTIVES["kl"] if forget is not None and "counterpart" in forget.needs else None

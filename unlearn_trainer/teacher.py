@@ -32,14 +32,14 @@ class Asked:
         group: of :data:`~.row_groups.GROUPS`.
         kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that, whether the token
             is the likeliest (1 or 0), and mean and standard deviation of log p under p, [n, 4].
-        shift: how many columns behind the predicting position the states are taken.
-        layer: of the states, an index into ``hidden_states``, at the positions that carry the labels; ``None`` for
-            the final ones, which the vocabulary head gets.
+        at_label: the states are those of the positions that carry the labels, not of those that predict them.
+        layer: of the states, an index into ``hidden_states``; ``None`` for the final ones, which the vocabulary head
+            gets.
     """
 
     group: str
     kind: Literal["hidden", "nll", "prediction"]
-    shift: int = 0
+    at_label: bool = False
     layer: int | None = None
 
 
@@ -54,11 +54,11 @@ def asked_of(side: str, objective: Objective, layer: int) -> list[Asked]:
     if "counterpart" in objective.needs:
         return [Asked("counterpart", "prediction")]
     if "teacher_hidden" in objective.needs:
-        return [Asked(side, "hidden", layer=layer)]
+        return [Asked(side, "hidden", at_label=True, layer=layer)]
     alternative = "alternative" in objective.needs
     if objective.unit == "row":
         return [Asked(group, "nll") for group in (side, "alternative")[: 1 + alternative]]
-    return [Asked("alternative" if alternative else side, "hidden", int(objective.at_label))]
+    return [Asked("alternative" if alternative else side, "hidden", objective.at_label)]
 
 
 class Teacher(Protocol):
@@ -227,7 +227,7 @@ def _states(model, asked, batch, tokens):
     # A rank without rows of its own takes part in the forward all the same, or a sharded teacher would wait for it.
     rows = tokens.rows if len(tokens.rows) else torch.zeros(1, dtype=torch.long, device=tokens.rows.device)
     layout = lay_out(model, batch["input_ids"][rows], batch["attention_mask"][rows])
-    positions = layout.positions(tokens.row_of, tokens.columns + asked.shift)
+    positions = layout.positions(tokens.row_of, tokens.columns)
     if asked.kind == "hidden":
         return model(**layout.inputs, positions=positions, layer=asked.layer)["hidden"]
     predicts = asked.kind == "prediction"

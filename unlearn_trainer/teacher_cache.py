@@ -96,8 +96,9 @@ class TeacherCache:
             labels = rows.labels(asked.group)
             counts = np.zeros(len(labels), dtype=np.int64)
             for row in trained[asked.group]:
-                counted = labels[row] if asked.layer is not None else labels[row][1:]
-                counts[row] = sum(label != IGNORE_INDEX for label in counted)
+                counts[row] = sum(label != IGNORE_INDEX for label in labels[row][1:])
+                if asked.at_label and counts[row]:
+                    counts[row] += labels[row][0] != IGNORE_INDEX
             self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
             size = head_size if asked.layer is None else hidden_size
             width = {"hidden": (size,), "nll": (), "prediction": (4,)}[asked.kind]
@@ -229,7 +230,7 @@ class TeacherCache:
             number = index * len(mine) + mine.index(state.process_index)
             asked, pairs = work[number] if number < len(work) else (work[0][0], work[0][1][-1:])
             batch = collate([self.rows[pair] for pair in pairs])
-            tokens = group_tokens(batch, asked.group, at_label=asked.layer is not None)
+            tokens = group_tokens(batch, asked.group, asked.at_label)
             found = teacher.states(asked, batch, tokens).cpu()
             if asked not in files:
                 self._check_room(found.element_size())

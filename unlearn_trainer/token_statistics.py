@@ -61,6 +61,7 @@ class Tile:
         parts: the raw projections [n, V] that predict the targets and, if others, those that the KL looks at.
         temperature: of the KL.
         reduction: for ``reduced``, see :class:`~unlearn_trainer.objectives.Objective`.
+        teacher_targets: [n] the token ids of ``teacher_nll``, if not ``targets``.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class Tile:
         parts: list[torch.Tensor],
         temperature: float,
         reduction: Callable[..., torch.Tensor] | None = None,
+        teacher_targets: torch.Tensor | None = None,
     ):
         self.head, self.targets, self.parts, self.temperature = head, targets[:, None], parts, temperature
         self.reduction = reduction
+        self.teacher_targets = self.targets if teacher_targets is None else teacher_targets[:, None]
 
     def statistics(
         self, needs: frozenset[str], teacher: tuple[VocabularyHead, torch.Tensor] | None
@@ -96,7 +99,7 @@ class Tile:
             return figures
         room = reused("teacher probabilities", logits.shape, logits)
         self.teacher = _Softmax(logits, room)
-        figures.teacher_nll = (self.teacher.log_normalizer - logits.gather(-1, self.targets))[:, 0]
+        figures.teacher_nll = (self.teacher.log_normalizer - logits.gather(-1, self.teacher_targets))[:, 0]
         if "kl" in needs:
             if self.temperature != 1.0:
                 self.teacher = _Softmax(logits.div_(self.temperature), room)

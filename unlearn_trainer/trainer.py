@@ -20,7 +20,7 @@ from .arguments import UnlearnConfig
 from .best_model import KeepsBest
 from .checkpoints import StopSignal, WholeCheckpoints, check_whole
 from .console import CompactPrinter, CompactProgress
-from .data.collator import TrainingRows, UnlearnCollator
+from .data.collator import TrainingRows
 from .data.sampler import UnlearnBatchSampler, group_items
 from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
 from .errors import ConfigError, Terminated, TrainingDiverged
@@ -35,7 +35,7 @@ from .lm_head import attach_head
 from .models import check_adapter
 from .packing import lay_out
 from .randomness import disable_dropout, switch_off_chance
-from .row_groups import GroupTokens, check_rows, learned_positions, rows_in_use
+from .row_groups import GroupTokens, check_rows, collator_for, learned_positions, rows_in_use
 from .run_events import LossLog, RunEvents, check_best_metric, check_finite
 from .saving import SavedAsLoaded
 from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
@@ -72,6 +72,8 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
             asks for it or ``model`` has an adapter to switch off.
         processing_class: the tokenizer; its pad token fills short rows.
         callbacks: further Trainer callbacks.
+        max_seq_length: what rows were cut to, which is the width of a batch where padding counts in the loss
+            (``lingtea_alignment="released"`` with XGLM); by default that of the longest row, in multiples of 8.
 
     Raises:
         ConfigError: a dataset that the method needs is missing, empty, or not of tokenized rows; rows are longer than
@@ -91,6 +93,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         teacher: PreTrainedModel | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        max_seq_length: int | None = None,
         **kwargs,
     ):
         for name, instead in NOT_TAKEN.items():
@@ -107,25 +110,23 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
             [*self.languages, *self.heldout_languages],
             learned_positions(model),
         )
-        self.objectives = resolve_objectives(args)
-        used = rows_in_use(self.objectives, forget_dataset, retain_dataset, len(self.languages))
         config = model.config.get_text_config()
+        self.objectives = resolve_objectives(args, config.model_type)
+        used = rows_in_use(self.objectives, forget_dataset, retain_dataset, len(self.languages))
         self.layer = inner_layer(args, config.num_hidden_layers)
         check_adapter(model)
         # Objectives that look at states alone depend on nothing behind these.
         of_states = all("hidden" in objective.needs for objective in self.objectives.values() if objective)
         check_trained(model, self.layer if of_states else None)
         disable_dropout(model)
-        pad_token_id = getattr(processing_class, "pad_token_id", None)
-        if pad_token_id is None:
-            pad_token_id = config.eos_token_id if isinstance(config.eos_token_id, int) else 0
+        collator = collator_for(self.objectives, used, config, processing_class, max_seq_length)
         self.predict_dataset = predict_dataset or {}
         self.teacher = make_teacher(model, args, self.objectives, teacher)
         self.head = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
         super().__init__(
             model=model,
             args=args,
-            data_collator=UnlearnCollator(pad_token_id),
+            data_collator=collator,
             train_dataset=TrainingRows(used["forget"], used["retain"]),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -147,13 +148,19 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
         self._items = {side: group_items(rows, len(self.languages)) if rows else None for side, rows in used.items()}
         self.train_sampler = self._make_sampler()
         self.step_loss = StepLoss(
-            args, self.objectives, self.teacher, self.accelerator.num_processes, self.layer, config.hidden_size
+            args,
+            self.objectives,
+            self.teacher,
+            self.accelerator.num_processes,
+            self.layer,
+            config.hidden_size,
+            collator.pad_token_id,
         )
         self.surgeries = surgeries(args, self.model, self.step_loss, self.accelerator)
         self.evaluator = MultilingualEvaluator(
             self.languages + self.heldout_languages,
             len(self.languages),
-            pad_token_id,
+            collator.pad_token_id,
             args.per_device_eval_batch_size,
             show_progress=not args.disable_tqdm,
             tokenizer=processing_class,
@@ -362,7 +369,7 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
             with self.accelerator.autocast():
                 given = inputs, num_items_in_batch, self.language_weights, self.state.global_step
                 changes = [surgery.term(*given) for surgery in self.surgeries]
-        layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"])
+        layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"], self.step_loss.reads_padding)
         with self.accelerator.autocast():
             segments, sides = self.step_loss.segments(inputs, layout, num_items_in_batch, self.language_weights)
         with self._teacher_head(segments):

@@ -95,10 +95,12 @@ class UnlearnCollator:
     Args:
         pad_token_id: id written at padded positions.
         pad_to_multiple_of: rounds the width up to a multiple of this, for hardware that is faster so.
+        width: of every batch, at least.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
+    width: int = 0
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Makes a batch of B rows and T positions.
@@ -134,7 +136,7 @@ class UnlearnCollator:
         ordered += [(row, "retain") for row in rows if not row["is_forget"]]
         rows = [row for row, _ in ordered]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-        width = int(lengths.max())
+        width = max(self.width, int(lengths.max()))
         if self.pad_to_multiple_of:
             width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
 

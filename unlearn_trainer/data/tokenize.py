@@ -55,6 +55,7 @@ class TokenizedData:
         heldout_languages: languages that are only evaluated; their rows are in every split.
         dropped_rows: split to language to the number of rows without a label left after truncation (also where 0).
         truncated_rows: the same of rows that are used, but lost labelled tokens to truncation (also where 0).
+        max_seq_length: tokens that a row was cut to; ``None`` where nobody says.
     """
 
     datasets: dict[str, datasets.Dataset]
@@ -62,6 +63,7 @@ class TokenizedData:
     heldout_languages: list[str]
     dropped_rows: dict[str, dict[str, int]]
     truncated_rows: dict[str, dict[str, int]] = field(default_factory=dict)
+    max_seq_length: int | None = None
 
 
 def tokenize_splits(
@@ -128,7 +130,7 @@ def tokenize_splits(
         warn_of_special_tokens(split, items, rows[split], tokenizer, all_languages)
     check_same_tokens(used, rows, all_languages, max_seq_length, show_texts)
     rows = {split: found.remove_columns(list(NOTES)) for split, found in rows.items()}
-    return TokenizedData(rows, languages, list(heldout_languages), dropped, truncated)
+    return TokenizedData(rows, languages, list(heldout_languages), dropped, truncated, max_seq_length)
 
 
 def _tokenize_split(

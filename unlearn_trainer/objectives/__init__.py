@@ -5,7 +5,7 @@ Any forget objective combines with any retain objective; ``none`` stands for no 
 
 from .base import COUNTERS, IGNORED, Method, Objective, RowStatistics, predicted
 from .forget import FORGET_OBJECTIVES
-from .retain import LINGTEA_RELEASED, RETAIN_OBJECTIVES
+from .retain import LINGTEA_RELEASED, LINGTEA_RELEASED_XGLM, RETAIN_OBJECTIVES
 
 # The settings are those published with a method, where they differ from what a run has by default.
 METHODS: dict[str, Method] = {
@@ -42,6 +42,7 @@ __all__ = [
     "FORGET_OBJECTIVES",
     "IGNORED",
     "LINGTEA_RELEASED",
+    "LINGTEA_RELEASED_XGLM",
     "METHODS",
     "RETAIN_OBJECTIVES",
     "Method",

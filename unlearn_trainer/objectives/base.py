@@ -85,7 +85,12 @@ class Objective:
         reduction: for ``reduced``: maps (logits [n, V], the teacher's or ``None``, targets [n]) to one value a token
             or several [n, k], differentiable by the logits.
         unit: what ``function`` gets.
-        at_label: take ``kl``, ``teacher_nll`` and ``reduced`` at the position that *carries* the label.
+        at_label: take ``kl``, ``teacher_nll`` and ``reduced`` at the position that *carries* the label, a row's first
+            one too, whose ``nll`` is 0: nothing predicts it.
+        predicts_next: with ``at_label`` all at that position: ``nll`` is then of the *next* token, and the last
+            position of every row, up to which short rows are padded, predicts the pad token. Where a position has no
+            label ``distill_weight`` is 0, and where the next one has none ``nll`` is.
+        in_place: with ``alternative`` its tokens are put, over and over, where those stand that are to go.
     """
 
     name: str
@@ -95,6 +100,8 @@ class Objective:
     reduction: Callable[..., torch.Tensor] | None = None
     unit: Literal["token", "row"] = "token"
     at_label: bool = False
+    predicts_next: bool = False
+    in_place: bool = False
 
     def __post_init__(self):
         known = _OF_TOKENS if self.unit == "token" else _OF_ROWS
@@ -108,6 +115,10 @@ class Objective:
             raise ConfigError(f"objective {self.name}: its needs lack {', '.join(sorted(missing))}")
         if "counterpart" in self.needs and self.needs & {"kl", "teacher_nll", "teacher_logits", "hidden"}:
             raise ConfigError(f"objective {self.name}: with counterpart the teacher runs on the counterparts alone")
+        if (self.predicts_next and not self.at_label) or (self.in_place and "alternative" not in self.needs):
+            raise ConfigError(
+                f"objective {self.name}: predicts_next goes with at_label, in_place with alternative among its needs"
+            )
         if ("reduced" in self.needs) != (self.reduction is not None):
             raise ConfigError(f"objective {self.name}: reduced among its needs and a reduction go together")
         if unknown := [count for count in self.counts if count not in COUNTERS]:
@@ -215,5 +226,6 @@ COUNTERS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "tokens": lambda labels, mask: predicted(labels).sum(),
     "rows": lambda labels, mask: predicted(labels).any(1).sum(),
     "attended": lambda labels, mask: mask[predicted(labels).any(1)].sum(),
-    "later_tokens": lambda labels, mask: (predicted(labels).sum(1) - 1).clamp(min=0).sum(),
+    "labels": lambda labels, mask: (labels != IGNORED)[predicted(labels).any(1)].sum(),
+    "later_tokens": lambda labels, mask: ((labels != IGNORED).sum(1) - 1).clamp(min=0).sum(),
 }

@@ -144,11 +144,13 @@ FORGET_OBJECTIVES = {
         Objective("simnpo", simnpo, _TOKENS, ("rows",), unit="row"),
         Objective("dpo", dpo, _ROWS | {"alternative"}, ("rows",), unit="row"),
         Objective("jensun", jensun, _TOKENS | {"alternative"}),
+        # As the public implementation does it: after the words that are to go, not after those of the alternative.
+        Objective("jensun_in_place", jensun, _TOKENS | {"alternative"}, in_place=True),
         Objective("ceu", ceu, frozenset({"reduced", "place"}), ("later_tokens",), _from_the_others),
         Objective("undial", undial, frozenset({"reduced", "teacher_logits"}), reduction=_from_the_lowered_teacher),
         Objective("pdu", pdu, frozenset({"reduced"}), reduction=_spread),
         # As the public implementation does it: at the positions where the labels stand, not where they are predicted.
-        Objective("pdu_unshifted", pdu, frozenset({"reduced"}), reduction=_spread, at_label=True),
+        Objective("pdu_unshifted", pdu, frozenset({"reduced"}), ("labels",), _spread, at_label=True),
         Objective("calibrated", calibrated, frozenset({"nll", "reduced", "counterpart"}), reduction=_lead_and_moments),
         Objective("rmu", rmu, frozenset({"hidden", "control", "row_tokens"}), ("rows",)),
     )

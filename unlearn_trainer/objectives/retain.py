@@ -1,5 +1,6 @@
 """Retain objectives: what keeps everything else."""
 
+import dataclasses
 import math
 
 from ..lm_head import TokenStatistics
@@ -61,3 +62,6 @@ LINGTEA_RELEASED = Objective(
     counts=("rows", "attended"),
     at_label=True,
 )
+# The same for XGLM, whose loss in transformers 4.44 had the next token as the target of a position, and the pad token
+# as that of the last one; the code weighs it by the teacher's probability of the position's own token.
+LINGTEA_RELEASED_XGLM = dataclasses.replace(LINGTEA_RELEASED, predicts_next=True)
