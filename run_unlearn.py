@@ -69,11 +69,12 @@ def run(argv: list[str] | None = None) -> dict:
     stages = args.memorize_first or args.train_never_seen
     if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
         raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
-    check_processes(args.world_size)
-    if args.deepspeed_plugin is not None:
-        start_deepspeed_on_cpu()
-    with held_folder(args.output_dir), collected_warnings() as warnings:
-        return carry_out(model_args, data_args, args, warnings)
+    with collected_warnings() as warnings:
+        check_processes(args.world_size)
+        if args.deepspeed_plugin is not None:
+            start_deepspeed_on_cpu()
+        with held_folder(args.output_dir):
+            return carry_out(model_args, data_args, args, warnings)
 
 
 def carry_out(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig, warnings: list[str]) -> dict:

@@ -211,3 +211,17 @@ def test_processes_that_do_not_know_of_each_other_are_refused(started, world_siz
         return engines.check_processes(world_size)
     with pytest.raises(ConfigError, match="started 2 processes, which are not connected .* --use_cpu"):
         engines.check_processes(world_size)
+
+
+@pytest.mark.parametrize("asked, warned", [(2, True), (1, False)])
+def test_one_process_in_place_of_several_is_said(asked, warned, material, tmp_path):
+    """Without a GPU, accelerate leaves out all processes but one where nothing says how they are to meet."""
+    launch = ["accelerate", "launch", "--num_processes", str(asked), "--num_machines", "1", "--mixed_precision", "no"]
+    command = [Path(sys.executable).with_name(launch[0]), *launch[1:], "--dynamo_backend", "no"]
+    command += [ROOT / "run_unlearn.py", *material, "--do_eval", "--output_dir", tmp_path / "run"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    warnings = json.loads((tmp_path / "run" / "results.json").read_text())["warnings"]
+    assert done.stderr.count("has started this one alone") == warned == len(warnings), done.stderr
+    assert not warned or "--multi_gpu --num_processes N" in warnings[0]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import logging
 import os
 import sys
 import traceback
@@ -17,6 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel, TrainingArguments
 
 from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 def check_engine(accelerator: Accelerator) -> None:
@@ -40,7 +43,8 @@ def check_engine(accelerator: Accelerator) -> None:
 def check_processes(world_size: int) -> None:
     """Refuse to be one of several runs where a launcher meant several processes of one.
 
-    Without a GPU, accelerate starts the processes that it was asked for, and each takes itself for the only one.
+    Without a GPU, ``accelerate launch --multi_gpu`` starts the processes that it was asked for, and each takes itself
+    for the only one; without ``--multi_gpu`` it starts a single one and says nothing, which a warning makes good.
 
     Args:
         world_size: processes that this one knows of.
@@ -53,6 +57,14 @@ def check_processes(world_size: int) -> None:
         raise ConfigError(
             f"the launcher started {started} processes, which are not connected (there is no GPU for each): add "
             "--use_cpu to let them work together on the CPU, or start a single process"
+        )
+    # It leaves the first to a process that it starts alone, and the second only where more than one was asked for.
+    if world_size == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys():
+        logger.warning(
+            "accelerate launch was asked for several processes and has started this one alone, because there is no GPU "
+            "for each: the batch is that of one process. For several on the CPU start `accelerate launch --multi_gpu "
+            "--num_processes N` or `torchrun --nproc_per_node N`, and give the run --use_cpu; for one leave "
+            "--num_processes out"
         )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from .arguments import DataArguments, ModelArguments, UnlearnConfig
 from .console import say
 from .data import TokenizedData
@@ -20,13 +22,18 @@ CURVE = ("memorization_accuracy", "extraction_strength", "loss", "perplexity")
 
 @contextlib.contextmanager
 def collected_warnings() -> Iterator[list[str]]:
-    """Within the context every warning of this package is also added to the list that is yielded, once."""
+    """Within the context every warning of this package is shown, and added to the list that is yielded, once."""
     messages: list[str] = []
 
     class Collector(logging.Handler):
         def emit(self, record):
-            if (message := record.getMessage()) not in messages:
-                messages.append(message)
+            message = record.getMessage()
+            if message in messages:
+                return
+            messages.append(message)
+            # Python shows a warning that no handler takes, and this one would be such a handler.
+            if not logging.root.handlers and PartialState().is_main_process:
+                logging.lastResort.handle(record)
 
     logger, collector = logging.getLogger(__name__.partition(".")[0]), Collector(logging.WARNING)
     logger.addHandler(collector)
