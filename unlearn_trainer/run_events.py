@@ -12,6 +12,7 @@ from .engines import held_part
 from .errors import ConfigError, TrainingDiverged
 from .evaluation.evaluator import flatten_figures
 from .language_weights import SIDES
+from .lost_steps import warn_of_lost_steps
 
 
 class LossLog:
@@ -101,7 +102,8 @@ class RunEvents(TrainerCallback):
         self.trainer = trainer
         self.save_after_evaluation = False
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+        warn_of_lost_steps(optimizer, args.max_grad_norm, args.device)
         self.trainer.loss_log.restart(state.global_step)
         self.trainer.find_best_checkpoint()
         self.trainer.cache_teacher(state.max_steps)
