@@ -61,9 +61,9 @@ def check_processes(world_size: int) -> None:
     # It leaves the first to a process that it starts alone, and the second only where more than one was asked for.
     if world_size == 1 and {"ACCELERATE_USE_CPU", "MASTER_ADDR"} <= os.environ.keys():
         logger.warning(
-            "accelerate launch was asked for several processes and has started this one alone, because there is no GPU "
-            "for each: the batch is that of one process. For several on the CPU start `accelerate launch --multi_gpu "
-            "--num_processes N` or `torchrun --nproc_per_node N`, and give the run --use_cpu; for one leave "
+            "accelerate launch was asked for several processes and has started this one alone, because there is no "
+            "GPU for each: the batch is that of one process. For several on the CPU start `accelerate launch "
+            "--multi_gpu --num_processes N` or `torchrun --nproc_per_node N`, and give the run --use_cpu; for one leave "
             "--num_processes out"
         )
 
