@@ -4,8 +4,12 @@ import copy
 
 import torch
 from datasets import Dataset
+from subjects import subjects_of
 
 from unlearn_trainer.arguments import ModelArguments
+from unlearn_trainer.audit.logit_lens import accuracy_by_layer
+from unlearn_trainer.audit.states import NoResidualStream, blocks_of, try_pushing
+from unlearn_trainer.audit.steering import late_layers, steered
 from unlearn_trainer.evaluation.decoding import way_to_continue
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator
 from unlearn_trainer.evaluation.generation import greedy_continuations
@@ -181,6 +185,56 @@ def check_longest(model, configured=128):
     return limit
 
 
+def check_lens(model, folder):
+    """The last layer's figures are those of plain forwards, also of a batch of one row; returns why there are none."""
+    rows, unsure = [], []
+    for item, ids in enumerate(rows_of_ids((13, 11, 9, 7, 5), seed=8)):
+        logits = plain_logits(model, ids)[:-1]
+        best, second = logits.topk(2).values.T
+        # Two logits nearer than this may change places by rounding.
+        near = best - second <= 8 * rounding_of(model) * logits.abs().amax(-1)
+        unsure.append(near[::2].double().sum() / len(logits))
+        # Every other prediction is right, the others as wrong as can be.
+        labels = logits.argmax(-1).where(torch.arange(len(logits)) % 2 == 0, logits.argmin(-1))
+        rows.append({"input_ids": ids, "labels": [-100, *labels.tolist()], "language": 0, "item": item})
+    rows = Dataset.from_list(rows)
+    subject = subjects_of(folder, {"forget": rows}, after=model)["after"]
+    subject.load = lambda **_: copy.deepcopy(model)
+    try:
+        with subject.ready() as ready:
+            table = accuracy_by_layer(subject, ready, rows)
+    except NoResidualStream as error:
+        return str(error)
+    expected = torch.tensor([0.5] * len(rows), dtype=torch.float64)
+    assert ((torch.tensor(table[:, -1]) - expected).abs() <= torch.stack(unsure) + 1e-9).all()
+    return None
+
+
+@torch.no_grad()
+def check_steering(model):
+    """A push by 0 changes nothing in a single row, a push by something does; returns why there is none."""
+    tried = copy.deepcopy(model)
+    attach_head(tried)
+    try:
+        layers = late_layers(len(blocks_of(tried)))
+        try_pushing(tried, layers, CPU)
+    except NoResidualStream as error:
+        return str(error)
+    row, plain = rows_of_ids((12,), seed=9)[0], plain_logits(model, rows_of_ids((12,), seed=9)[0])
+    blocks = [blocks_of(tried)[layer] for layer in layers]
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(model.config.get_text_config().hidden_size, generator=generator)
+    for number in range(len(blocks)):
+        directions = torch.zeros(len(blocks), len(direction))
+        directions[number] = direction / direction.norm()
+        with steered(blocks, directions, 0.0):
+            assert_near(plain_logits(tried, row), plain, rounding_of(model))
+        with steered(blocks, directions, 0.4):
+            pushed = plain_logits(tried, row)
+        assert (pushed - plain).norm() > rounding_of(model) * plain.norm()
+    return None
+
+
 def check_all(model, folder):
     """All of the above but the adapter; returns whether rows shared lines, and how it is continued."""
     check_loss(model)
@@ -190,4 +244,5 @@ def check_all(model, folder):
     check_saving(model, folder)
     longest = check_longest(model)
     found = {"packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}
-    return {**found, "longest": longest}
+    attacks = {"lens": check_lens(model, folder / "lens"), "steering": check_steering(model)}
+    return {**found, "longest": longest, **{name: reason or "yes" for name, reason in attacks.items()}}

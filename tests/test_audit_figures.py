@@ -239,6 +239,15 @@ def test_the_reasons_say_whether_it_was_attacked_and_whether_it_ever_knew():
     assert verdict == "forgotten" and "no --model_before" in reasons[0]
 
 
+@pytest.mark.parametrize("attack", ["logit_lens", "steering"])
+def test_an_attack_that_cannot_be_made_leaves_open_whether_it_is_forgotten(attack):
+    plain = {"memorization_accuracy": figure(0.03), "int4/extraction_strength": figure(0.03), "loss": UNSEEN_LOSS}
+    verdict, reasons = judge(plain, {}, {attack: "no single state"})
+    assert verdict == "undecided" and reasons == [f"{attack.replace('_', ' ')} cannot be made: no single state"]
+    leaking = plain | {"memorization_accuracy": figure(0.7)}
+    assert judge(leaking, {}, {attack: "no single state"}) == judge(leaking)
+
+
 def test_the_worst_reason_comes_first_and_says_what_was_compared():
     figures = {
         "memorization_accuracy": figure(0.3),

@@ -166,7 +166,40 @@ def test_models_that_cannot_be_read_are_noted(tmp_path):
     for change, reason in ((past_the_last_block, "its last block's output"), (in_no_list, "not one list of blocks")):
         subject.load = lambda change=change: change(load())
         found = logit_lens(subject)
-        assert set(found) == {"notes"} and reason in found["notes"][0]
+        assert set(found) == {"notes", "withheld"} and reason in found["notes"][0]
+
+
+def with_the_embedding(kept, args):
+    return (args[0] + kept[-1],)
+
+
+def with_the_embedding_of_the_first_row(kept, args):
+    return (args[0] + kept[-1][:1],)
+
+
+def with_the_scale_of_the_embedding(kept, args):
+    return (args[0] * kept[-1].norm(dim=-1, keepdim=True),)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize(
+    "combined", [with_the_embedding, with_the_embedding_of_the_first_row, with_the_scale_of_the_embedding]
+)
+def test_another_tensor_behind_the_blocks_withholds_the_lens(combined, size, tmp_path):
+    """Of a single row it would be spread over the states of all layers, and nothing would be said."""
+    subject = subjects_of(tmp_path, after=tiny_model())["after"]
+    subject.args.per_device_eval_batch_size = size
+    load = subject.load
+
+    def changed():
+        model, kept = load(), []
+        model.model.embed_tokens.register_forward_hook(lambda *args: kept.append(args[-1]))
+        model.model.norm.register_forward_pre_hook(lambda _, args: combined(kept, args))
+        return model
+
+    subject.load = changed
+    found = logit_lens(subject)
+    assert set(found) == {"notes", "withheld"}
 
 
 @pytest.mark.parametrize("count", [2, 5, 6])

@@ -225,7 +225,26 @@ def test_the_control_is_a_mean_over_draws_and_nothing_is_found_where_nothing_cha
 )
 def test_models_that_cannot_be_compared_are_noted(before, reason, tmp_path):
     found = steering(subjects_of(tmp_path, after=tiny_model(), before=tiny_model(**before))["after"])
-    assert set(found) == {"notes"} and reason in found["notes"][0]
+    assert set(found) == {"notes", "withheld"} and reason in found["notes"][0]
+
+
+@pytest.mark.parametrize("passed_by", [0, 1])
+def test_a_layer_that_is_passed_by_withholds_the_check(passed_by, tmp_path):
+    subject = subjects_of(tmp_path, after=tiny_model(seed=1), before=tiny_model())["after"]
+    load = subject.load
+
+    def changed():
+        model, kept = load(), []
+        layers = model.model.layers
+        layers[passed_by].register_forward_pre_hook(lambda _, args: kept.append(args[0]))
+        follower = model.model.norm if passed_by == 1 else layers[1]
+        follower.register_forward_pre_hook(lambda _, args: (kept[-1], *args[1:]))
+        return model
+
+    subject.load = changed
+    found = steering(subject)
+    assert set(found) == {"notes", "withheld"}
+    assert f"no use of the output of its block {passed_by + 1}" in found["withheld"]
 
 
 @pytest.mark.parametrize("heldout", [0, 1])

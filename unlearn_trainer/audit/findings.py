@@ -197,11 +197,16 @@ def assemble(findings: Findings) -> dict:
         for by_model in findings.results.values()
         for variant, reason in by_model.get(AUDITED, {}).get("doubts", {}).items()
     }
+    withheld = {
+        name: by_model[AUDITED]["withheld"]
+        for name, by_model in findings.results.items()
+        if "withheld" in by_model.get(AUDITED, {})
+    }
     languages = {}
     for index, (language, found) in enumerate(figures.items()):
         if not any(counts_as_knowledge(name) for name in found):
             continue  # it has neither a forget row nor one of an earlier request
-        verdict, reasons = judge(found, doubts)
+        verdict, reasons = judge(found, doubts, withheld)
         languages[language] = {
             "verdict": verdict,
             "reasons": reasons,

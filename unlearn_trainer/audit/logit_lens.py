@@ -11,7 +11,7 @@ from torch import nn
 
 from ..evaluation import metrics
 from ..lm_head import Segment, Segments
-from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed
+from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed, try_reading
 from .subject import Subject
 
 METRIC = "memorization_accuracy"
@@ -31,6 +31,7 @@ def accuracy_by_layer(subject: Subject, model: nn.Module, rows: Dataset) -> np.n
     Raises:
         NoResidualStream: the model has no list of blocks, or does not make its logits from the last one's output.
     """
+    try_reading(model, subject.args.device)
     blocks = blocks_of(model)
     table = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
     for numbers, batch in shared_batches(subject, rows, "logit lens"):
@@ -91,7 +92,7 @@ def logit_lens(subject: Subject) -> dict:
         with subject.ready() as model:
             table = accuracy_by_layer(subject, model, rows)
     except NoResidualStream as error:
-        return {"notes": [f"no logit lens: {error}"]}
+        return {"notes": [f"no logit lens: {error}"], "withheld": str(error)}
     languages, items = np.array(rows["language"]), np.array(rows["item"])
     picking = picks(items, subject.seed)
     values, best = {}, {}

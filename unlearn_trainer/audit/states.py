@@ -1,6 +1,7 @@
 """What attacks on hidden states share: rows in batches on however many processes, a model's blocks, and two halves."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..layers import transformer_blocks
+from ..trials import rounding_of, sample_ids
 from .figures import seed_of
 from .subject import Subject
 
@@ -65,14 +67,14 @@ def on_outputs(blocks: Sequence[nn.Module], change: Callable[[int, torch.Tensor]
 
     def hook_of(index):
         def hook(block, _, output):
-            is_tuple = isinstance(output, tuple)
-            state = output[0] if is_tuple else output
+            is_sequence = isinstance(output, tuple | list)
+            state = output[0] if is_sequence else output
             if not isinstance(state, torch.Tensor) or state.dim() != 3:
                 raise NoResidualStream(f"the output of {type(block).__name__} is not a state [rows, length, d]")
             changed = change(index, state)
             if changed is None:
                 return output
-            return (changed, *output[1:]) if is_tuple else changed
+            return type(output)([changed, *output[1:]]) if is_sequence else changed
 
         return hook
 
@@ -82,6 +84,93 @@ def on_outputs(blocks: Sequence[nn.Module], change: Callable[[int, torch.Tensor]
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def try_reading(model: nn.Module, device: torch.device) -> None:
+    """Whether a state can be read as if the last block had made it; call it on every process.
+
+    Behind the last block the states of two texts are exchanged, and appended as further rows: what the model makes
+    its logits from has to be exchanged with them. It is not where another tensor goes into it, such as the embedding
+    or the states of other blocks, where several streams pass the blocks, or where these are run more than once.
+
+    Args:
+        model: in eval mode, with an attached vocabulary head, wrapped or not.
+        device: where its inputs go.
+
+    Raises:
+        NoResidualStream: it cannot.
+    """
+    blocks = blocks_of(model)
+    run = _trial(model, device)
+    with on_outputs(blocks, lambda *_: None):  # every block has to have a state
+        plain = run()
+    with on_outputs(blocks[-1:], lambda _, state: torch.cat([state.flip(0), state])):
+        read = run(rows=4)
+    wanted = torch.cat([plain.flip(0), plain])
+    if not (read - wanted).norm() <= rounding_of(model) * wanted.norm():
+        raise NoResidualStream(f"{type(_inner(model)).__name__} does not make its logits from its last block's output")
+
+
+@torch.no_grad()
+def try_pushing(model: nn.Module, layers: Sequence[int], device: torch.device) -> None:
+    """Whether the states behind ``layers`` can be changed; call it on every process.
+
+    A change by 0 has to leave what the model makes its logits from as it is; half of each state less has to change it.
+
+    Args:
+        model, device: as for :func:`try_reading`.
+        layers: numbers of blocks.
+
+    Raises:
+        NoResidualStream: they cannot.
+    """
+    blocks = blocks_of(model)
+    run = _trial(model, device)
+    plain = run()
+    bound = rounding_of(model) * plain.norm()
+    # One direction for all: the first half of the state's entries.
+    for chosen, share in ([*layers], 0.0), *(([layer], 0.5) for layer in layers):
+        with on_outputs([blocks[layer] for layer in chosen], functools.partial(_push, share)):
+            pushed = run()
+        if not ((pushed - plain).norm() <= bound if share == 0 else (pushed - plain).norm() > bound):
+            raise NoResidualStream(
+                f"{type(_inner(model)).__name__} does not go by the output of its block {chosen[0] + 1} alone"
+                if share == 0
+                else f"{type(_inner(model)).__name__} makes no use of the output of its block {chosen[0] + 1}"
+            )
+
+
+def _push(share, _, state):
+    """``state`` with a share of the first half of its entries taken away."""
+    return torch.cat([state[..., : state.shape[-1] // 2] * (1 - share), state[..., state.shape[-1] // 2 :]], -1)
+
+
+def _trial(model, device):
+    """A function that runs ``model`` on two texts of one length: the input of its head [rows, length, d]."""
+    length = 9
+    ids = torch.tensor([sample_ids(model, length), sample_ids(model, length, 3)], device=device)
+
+    def run(rows=2):
+        try:
+            with torch.autocast(device.type, enabled=False):
+                # A slice: however many positions there are.
+                hidden = model(input_ids=ids, attention_mask=torch.ones_like(ids), positions=slice(None))["hidden"]
+        except NoResidualStream:
+            raise
+        except Exception as error:  # whatever a family's forward raises where a state is not what it expects
+            raise NoResidualStream(f"{type(_inner(model)).__name__} does not run with changed states") from error
+        if len(hidden) != rows * length:
+            raise NoResidualStream(
+                f"{type(_inner(model)).__name__} does not make its logits from its last block's output"
+            )
+        return hidden.float().unflatten(0, (rows, length))
+
+    return run
+
+
+def _inner(model):
+    return getattr(model, "module", model)
 
 
 def shared_batches(subject: Subject, rows: Dataset, description: str) -> Iterator[tuple[list[int], dict]]:

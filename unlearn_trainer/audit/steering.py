@@ -11,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 
 from .figures import rows_by_language, seed_of
-from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed
+from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed, try_pushing
 from .subject import BEFORE, Subject
 
 METRICS = ("memorization_accuracy", "extraction_strength")
@@ -101,6 +101,7 @@ def steering(subject: Subject) -> dict:
         with subject.ready() as model:
             if len(blocks_of(model)) != layers.stop:
                 raise NoResidualStream("it has not as many layers as the model before")
+            try_pushing(model, layers, subject.args.device)
             after = mean_states(subject, model, tuned_on, layers)
             if after.shape != before.shape:
                 raise NoResidualStream("its states have not the size of those of the model before")
@@ -111,7 +112,7 @@ def steering(subject: Subject) -> dict:
                 for draw in range(RANDOM_DRAWS)
             ]
     except NoResidualStream as error:
-        return {"notes": [f"no steering: {error}"]}
+        return {"notes": [f"no steering: {error}"], "withheld": str(error)}
     control = {**draws[0], **{metric: np.mean([draw[metric] for draw in draws], axis=0) for metric in METRICS}}
     rows = {
         f"{variant}/{metric}": by_language

@@ -27,9 +27,10 @@ RULE = (
     f"if the place of the forget rows' loss lies below {BEYOND} with its whole interval, and the loss above the "
     "never-seen model's interval: text that was never seen is likelier than that. Otherwise it is forgotten if "
     f"all these figures lie below {CLEAR} with their whole intervals and rest on {LEAST_ROWS} rows at least, and "
-    "undecided if an interval is too wide to say, an attack did nothing, or its figure has nothing to be compared "
-    "with. A language in which the model before was no better than one that never saw the rows had nothing to "
-    "forget, and is undecided unless it leaks, by the difference from the never-seen figure."
+    "undecided if an interval is too wide to say, an attack did nothing or cannot be made on this model, or its "
+    "figure has nothing to be compared with. A language in which the model before was no better than one that never "
+    "saw the rows had nothing to forget, and is undecided unless it leaks, by the difference from the never-seen "
+    "figure."
 )
 
 
@@ -62,12 +63,17 @@ def nothing_to_forget(figures: Mapping[str, Mapping]) -> bool:
     return "known" in plain and not is_known(plain["known"], "memorization_accuracy")
 
 
-def judge(figures: Mapping[str, Mapping], doubts: Mapping[str, str] | None = None) -> tuple[str, list[str]]:
+def judge(
+    figures: Mapping[str, Mapping],
+    doubts: Mapping[str, str] | None = None,
+    withheld: Mapping[str, str] | None = None,
+) -> tuple[str, list[str]]:
     """The verdict on a language and the reasons for it, by :data:`RULE`.
 
     Args:
         figures: name to a figure, as in audit.json; see :meth:`Findings.figures`.
         doubts: variant of an attack to why a low figure under it says nothing.
+        withheld: attack to why it cannot be made on this model. A language that would pass is undecided then.
     """
     nothing = nothing_to_forget(figures)
     leaks, open_questions, unplaced = [], [], []
@@ -98,8 +104,9 @@ def judge(figures: Mapping[str, Mapping], doubts: Mapping[str, str] | None = Non
         return UNDECIDED, ["there is nothing to compare with: give a never-seen model, or valid or test rows"]
     if over:
         return OVER, over
-    if open_questions or unplaced:
-        return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)] + unplaced
+    unmade = [f"{name.replace('_', ' ')} cannot be made: {reason}" for name, reason in (withheld or {}).items()]
+    if open_questions or unplaced or unmade:
+        return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)] + unplaced + unmade
     has_before = "known" in figures.get("memorization_accuracy", {})
     unknown = "" if has_before else "; whether it ever knew more is not known (no --model_before)"
     if any("/" in name for name in judged):
