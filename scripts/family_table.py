@@ -31,17 +31,21 @@ def main(path: str) -> None:
     print(
         f"Every causal family of transformers {transformers.__version__} as a tiny model of random weights, at commit "
         f"{commit.stdout.strip()} under torch {torch.__version__}: loss and gradient, packed rows, continuations, "
-        "candidates, and saved and loaded models against plain forwards over one row at a time. Written by "
-        "`scripts/family_table.py` from `pytest -m sweep`.\n"
+        "candidates, logit lens, steering, and saved and loaded models against plain forwards over one row at a time. "
+        "Written by `scripts/family_table.py` from `pytest -m sweep`.\n"
     )
-    print("| family | float32 | bfloat16 | default adapter | rows share lines | continued | longest row (of 128) |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| family | float32 | bfloat16 | default adapter | rows share lines | continued | longest row (of 128) | "
+        "logit lens, steering |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for family in (each for each in FAMILIES if each in outcomes and each not in LEFT_OUT):
         found = outcomes[family]
         properties = found.get("float32", ("", {}))[1]
         columns = [found[name][0] if name in found else "not run" for name in ("float32", "bfloat16", "adapter")]
         shared = {"True": "yes", "False": "no"}.get(properties.get("packed"), "")
-        print(f"| {family} | {' | '.join(columns)} | {shared} | {_way(properties)} | {_longest(properties)} |")
+        columns += [shared, _way(properties), _longest(properties), _attacks(properties)]
+        print(f"| {family} | {' | '.join(columns)} |")
     print("\nPredictions that see what stands behind them, and are refused: " + ", ".join(sorted(NOT_CAUSAL)) + ".")
     print("\nNot made tiny:\n")
     for family, reason in sorted(LEFT_OUT.items()):
@@ -53,6 +57,12 @@ def _way(properties):
         return ""
     cached = "with a cache" if properties["cached"] == "True" else "without a cache"
     return f"{cached}, {'padded' if properties['padded'] == 'True' else 'rows of one length'}"
+
+
+def _attacks(properties):
+    """Which of the attacks on states can be made; one that cannot is withheld, and the verdict says so."""
+    found = [name for key, name in (("lens", "lens"), ("steering", "steering")) if properties.get(key) == "yes"]
+    return (", ".join(found) or "neither") if "lens" in properties else ""
 
 
 def _longest(properties):

@@ -173,18 +173,12 @@ def with_the_embedding(kept, args):
     return (args[0] + kept[-1],)
 
 
-def with_the_embedding_of_the_first_row(kept, args):
-    return (args[0] + kept[-1][:1],)
-
-
 def with_the_scale_of_the_embedding(kept, args):
     return (args[0] * kept[-1].norm(dim=-1, keepdim=True),)
 
 
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize(
-    "combined", [with_the_embedding, with_the_embedding_of_the_first_row, with_the_scale_of_the_embedding]
-)
+@pytest.mark.parametrize("combined", [with_the_embedding, with_the_scale_of_the_embedding])
 def test_another_tensor_behind_the_blocks_withholds_the_lens(combined, size, tmp_path):
     """Of a single row it would be spread over the states of all layers, and nothing would be said."""
     subject = subjects_of(tmp_path, after=tiny_model())["after"]

@@ -63,8 +63,8 @@ def check_processes(world_size: int) -> None:
         logger.warning(
             "accelerate launch was asked for several processes and has started this one alone, because there is no "
             "GPU for each: the batch is that of one process. For several on the CPU start `accelerate launch "
-            "--multi_gpu --num_processes N` or `torchrun --nproc_per_node N`, and give the run --use_cpu; for one leave "
-            "--num_processes out"
+            "--multi_gpu --num_processes N` or `torchrun --nproc_per_node N`, and give the run --use_cpu; for one "
+            "leave --num_processes out"
         )
 
 
