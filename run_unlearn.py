@@ -19,7 +19,7 @@ from transformers import set_seed
 from unlearn_trainer import teacher
 from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
 from unlearn_trainer.audit import audit_run, check_arguments
-from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume
+from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume, finishing
 from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
 from unlearn_trainer.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
@@ -97,7 +97,8 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
         started = time.time()
         trainer.train_to_the_end("at step {step}; go on with --resume_from_checkpoint true", checkpoint)
         timing["train_seconds"] = time.time() - started
-        save_trained(trainer, start)
+        with finishing(f"after the training; the model in {args.output_dir} is complete, and was not measured"):
+            save_trained(trainer, start)
     started = time.time()
     after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
     never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None

@@ -93,10 +93,58 @@ def test_a_check_of_the_audit_that_was_cut_short_is_not_kept(material, interrupt
     }
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["on_train_begin", "on_evaluate", "on_step_end", "on_train_end"])
+def test_a_signal_outside_the_batches_is_not_lost(moment, signal_number, material, tmp_path, monkeypatch):
+    """While the start is measured, in the last evaluation, after the last step; also when it comes twice at once."""
+
+    def send(self, args, state, control, **kwargs):
+        if moment != "on_train_begin" and state.global_step < 2:
+            return
+        for _ in range(2):  # as timeout does
+            os.kill(os.getpid(), signal_number)
+
+    late = type("Late", (TrainerCallback,), {moment: send})
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, late])
+    flags = [*material, *"--do_train --do_eval --max_steps 2 --eval_strategy steps --eval_steps 2".split()]
+    flags += ["--output_dir", str(tmp_path / "run")]
+    steps = 1 if moment == "on_train_begin" else 2
+    with pytest.raises(Terminated, match=f"at step {steps}; go on with"):
+        run_unlearn.run(flags)
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == [f"checkpoint-{steps}"]
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    monkeypatch.undo()
+    results = run_unlearn.run([*flags, "--resume_from_checkpoint", "true"])
+    assert results["before"] and (tmp_path / "run" / "results.json").exists()
+
+
+@pytest.mark.parametrize("flags", [["--do_train", "--max_steps", "1"], ["--memorize_first", "--memorize_epochs", "1"]])
+def test_what_is_saved_when_a_signal_comes_is_whole(flags, material, tmp_path, monkeypatch):
+    class AtTheSave(TrainerCallback):
+        def on_train_end(self, args, state, control, model, **kwargs):
+            save = model.save_pretrained
+
+            def saved(*args, **kwargs):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)
+                save(*args, **kwargs)
+
+            model.save_pretrained = saved
+
+    listed = [*transformers.trainer.DEFAULT_CALLBACKS, AtTheSave]
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", listed)
+    with pytest.raises(Terminated, match="complete"):
+        run_unlearn.run([*material, *flags, "--do_eval", "--output_dir", str(tmp_path)])
+    folder = tmp_path if "--do_train" in flags else tmp_path / "memorized"
+    transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert not (tmp_path / "results.json").exists()
+
+
 def test_a_second_ctrl_c_does_not_wait(material, tmp_path, monkeypatch):
     class Twice(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.1)
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Twice])
@@ -106,8 +154,15 @@ def test_a_second_ctrl_c_does_not_wait(material, tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGINT) is earlier
 
 
-@pytest.mark.parametrize("library, begun", [("libtorch_cpu", False), ("", True)])
-def test_ctrl_c_before_the_training_is_one_line(library, begun, material, tmp_path):
+@pytest.mark.parametrize(
+    "number, name, library, begun",
+    [
+        (signal.SIGINT, "Ctrl-C", "libtorch_cpu", False),
+        (signal.SIGINT, "Ctrl-C", "", True),
+        (signal.SIGTERM, "SIGTERM", "", True),
+    ],
+)
+def test_a_signal_outside_of_a_training_is_one_line(number, name, library, begun, material, tmp_path):
     flags = [*material, "--do_eval", "--per_device_eval_batch_size", "1", "--output_dir", str(tmp_path / "run")]
     command = [sys.executable, str(ROOT / "run_unlearn.py"), *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT)
@@ -116,10 +171,10 @@ def test_ctrl_c_before_the_training_is_one_line(library, begun, material, tmp_pa
         (tmp_path / "run" / ".lock").exists() if begun else library in loaded.read_text()
     ):
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, printed = process.communicate(timeout=120)
-    assert process.returncode == 130, printed
-    assert printed.count("stopped: Ctrl-C") == 1 and "Traceback" not in printed
+    assert process.returncode == 128 + number, printed
+    assert printed.count(f"stopped: {name}") == 1 and "Traceback" not in printed
     assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run" / "results.json").exists()
 
 

@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import signal
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
 from .arguments import ModelArguments, UnlearnConfig
-from .errors import ConfigError
+from .errors import ConfigError, Terminated
 from .files import make_own_folder, remove_own_folder
 from .unpickling import check_pickles
 
 RESULTS = "results.json"
 UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
+SAME_SIGNAL = 1.0  # seconds
 LAST_WRITTEN = "trainer_state.json"  # of the files of a checkpoint
 # What a training leaves at its end; with --merge_adapter the adapter is in a folder of its own.
 OF_A_MODEL = ("config.json", "adapter_config.json", "*.safetensors", "*.bin", "adapter/*.safetensors")
@@ -227,7 +230,8 @@ def _steps(checkpoint: Path) -> int:
 class StopSignal:
     """Within the context SIGTERM (a cluster's warning) and Ctrl-C only set ``received``.
 
-    A second Ctrl-C does not wait for the step to end.
+    A second Ctrl-C does not wait for the step to end. What comes within a second is the first one again: launchers and
+    ``timeout`` pass on what the terminal or the process group has brought already.
 
     Attributes:
         received: number of the signal, 0 for none.
@@ -237,7 +241,11 @@ class StopSignal:
         self.received = 0
 
     def __enter__(self):
-        self._earlier, self.received = {}, 0  # what stopped an earlier training does not stop this one
+        self._earlier, self.received, self._since = (
+            {},
+            0,
+            0.0,
+        )  # what stopped an earlier training does not stop this one
         with contextlib.suppress(ValueError):  # outside the main thread the signal is someone else's
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._earlier[number] = signal.signal(number, self._receive)
@@ -249,6 +257,23 @@ class StopSignal:
                 signal.signal(number, handler)
 
     def _receive(self, number, frame):
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        if number == signal.SIGINT and self.received == signal.SIGINT and time.monotonic() - self._since > SAME_SIGNAL:
             raise KeyboardInterrupt
-        self.received = int(number)
+        if not self.received:
+            self.received, self._since = int(number), time.monotonic()
+
+
+@contextlib.contextmanager
+def finishing(doing: str) -> Iterator[None]:
+    """Within the context SIGTERM and Ctrl-C wait until what is written is whole.
+
+    Args:
+        doing: what came of it, and how to go on; follows on the name of the signal.
+
+    Raises:
+        Terminated: at the end, if one of them came.
+    """
+    with StopSignal() as stop:
+        yield
+    if stop.received:
+        raise Terminated(stop.received, doing)

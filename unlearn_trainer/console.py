@@ -11,7 +11,7 @@ import transformers
 from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from .early_stop import raise_on_ctrl_c
+from .early_stop import ToldToEnd, raise_on_ctrl_c, raise_on_sigterm
 from .engines import leave_process_group
 from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
 from .files import storage_problem
@@ -41,7 +41,8 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
     raise_on_ctrl_c()
     code = 1
     try:
-        run(argv)
+        with raise_on_sigterm():
+            run(argv)
         code = 0
     except UnlearnError as error:
         code = _fail(f"error: {error}", EXIT_BAD_INPUT)
@@ -54,8 +55,10 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
         if problem is None:
             raise
         code = _fail(f"error: {problem}", EXIT_BAD_INPUT)
-    except KeyboardInterrupt:
-        code = _fail("stopped: Ctrl-C; nothing that was finished is lost", 128 + signal.SIGINT)
+    except KeyboardInterrupt as error:
+        number = signal.SIGTERM if isinstance(error, ToldToEnd) else signal.SIGINT
+        name = "SIGTERM" if isinstance(error, ToldToEnd) else "Ctrl-C"
+        code = _fail(f"stopped: {name}; nothing that was finished is lost", 128 + number)
     finally:
         leave_process_group(code)
     if code:

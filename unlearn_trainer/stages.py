@@ -12,6 +12,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from .arguments import ModelArguments, UnlearnConfig
+from .checkpoints import finishing
 from .console import say
 from .data import TokenizedData
 from .data.collator import TrainingRows, with_companions
@@ -154,12 +155,13 @@ def stage_folder(
         if args.process_index == 0:  # nothing goes on from what is in it
             remove_own_folder(unfinished)
         raise
-    trainer.save_model(str(unfinished))
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        (unfinished / DESCRIPTION).write_text(json.dumps(settings, indent=1))
-        name_whole_folder(unfinished, folder)
-    trainer.accelerator.wait_for_everyone()
+    with finishing(f"after the stage {name}, which is complete; the same command goes on from there"):
+        trainer.save_model(str(unfinished))
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            (unfinished / DESCRIPTION).write_text(json.dumps(settings, indent=1))
+            name_whole_folder(unfinished, folder)
+        trainer.accelerator.wait_for_everyone()
     return folder
 
 

@@ -47,12 +47,15 @@ def _first_problem(model_args, data_args, args) -> str | None:
                 load_config(model_args).save_pretrained(place)
                 what = f"weights in --output_dir {output}"
                 save_file({"trial": torch.zeros(1)}, Path(place) / "model.safetensors")
-    except ConfigError:
-        raise
+    except ConfigError as error:  # told by all processes, as whatever else the first one finds
+        return str(error)
     except Exception as error:  # tokenizers, configurations and file systems each have their own
         reason = " ".join(str(error).split()) or type(error).__name__
         return f"{what} could not be saved at the end of the run: {reason}. Mend it there, or choose another folder"
-    return _lack_of_space(model_args, args) if makes_models else None
+    try:
+        return _lack_of_space(model_args, args) if makes_models else None
+    except (ConfigError, OSError) as error:
+        return str(error)
 
 
 def _lack_of_space(model_args, args) -> str | None:

@@ -303,7 +303,20 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
             self.language_weights.identity = identity
         self.stopped_by = None
         with self._stop_signal:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
+            trained = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._notice_a_late_stop()
+        return trained
+
+    def _notice_a_late_stop(self):
+        """A signal that came after the last batch stops the run too, with a checkpoint of the finished training."""
+        stop = torch.tensor(float(_STOPS[self._stop_signal.received]), device=self.args.device)
+        stop = reduce(stop, reduction="sum").item() if self.args.world_size > 1 else stop.item()
+        if not stop or self.terminated:
+            return
+        self.stopped_by = signal.SIGINT if stop >= _STOPS[signal.SIGINT] else signal.SIGTERM
+        written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if not written.is_dir() and not self.ended_with_best:  # the best was loaded from a checkpoint, and is there
+            self._save_checkpoint(self.model, None)
 
     # ---- data -------------------------------------------------------------------------------------------------------
 
