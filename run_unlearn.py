@@ -111,13 +111,19 @@ def carry_out(model_args: ModelArguments, data_args: DataArguments, args: Unlear
         write_results(Path(args.output_dir) / RESULTS, results)
     say(comparison_table(results))
     say(closing_words(results, written))
+    failed = None
     if args.do_train and args.push_to_hub:
-        trainer.push_result()
+        try:
+            trainer.push_result()
+        except ConfigError as error:  # told at the end, because it costs nothing but the upload
+            failed = error
     if args.audit:
         trainer.accelerator.free_memory()  # relearning needs the room
         del trainer
         release_memory()
         audit_run(start, reference, model_args, data_args, args)
+    if failed is not None:
+        raise failed
     return results
 
 

@@ -158,6 +158,18 @@ def test_a_repository_that_cannot_be_made_is_refused_before_training(hub, tmp_pa
     assert not (tmp_path / "out" / "memorized").exists()
 
 
+def test_an_upload_that_fails_costs_neither_results_nor_audit(hub, tmp_path):
+    hub.refuses = "/commit/"
+    words = [*write_material(tmp_path), *"--do_train --do_eval --max_steps 2 --push_to_hub --audit".split()]
+    words += ["--audit_checks", "memorization", "--output_dir", str(tmp_path / "out")]
+    script = [sys.executable, "-c", "import run_unlearn, sys; run_unlearn.main(sys.argv[1:])", *words]
+    done = subprocess.run(script, env=online(hub), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.count("could not be uploaded") == 1 and "hf upload me/out" in done.stderr
+    for name in ("model.safetensors", "results.json", "audit/audit.json", "audit/audit.html"):
+        assert (tmp_path / "out" / name).exists(), name
+
+
 def test_offline_is_refused_before_training(tmp_path):
     words = [*write_material(tmp_path), "--output_dir", str(tmp_path / "out"), "--push_to_hub"]
     with pytest.raises(ConfigError, match="--push_to_hub: .*out cannot be made.*offline"):
@@ -227,4 +239,19 @@ def test_wandb_without_a_key(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--report_to wandb: no login .No API key configured.*offline"):
         run(words)
     sys.modules.pop("wandb", None)
+    assert not any(Path(tmp_path / "out").iterdir())
+
+
+def test_mlflow_that_cannot_be_reached(tmp_path, monkeypatch):
+    """MLflow's own client fails where no server answers."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "__init__.py").write_text(
+        "class MlflowClient:\n    def search_experiments(self, max_results):\n"
+        "        raise RuntimeError('API request to http://127.0.0.1:9 failed\\nMax retries exceeded')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = [*write_material(tmp_path), "--output_dir", str(tmp_path / "out"), "--do_train", "--report_to", "mlflow"]
+    with pytest.raises(ConfigError, match="--report_to mlflow: it cannot be reached .API request .* failed Max .*URI"):
+        run(words)
+    sys.modules.pop("mlflow", None)
     assert not any(Path(tmp_path / "out").iterdir())

@@ -49,13 +49,15 @@ def check_integrations(args: UnlearnConfig, *, merged: bool = False, own_start: 
         own_start: whether the model that it starts from is made by this run.
 
     Raises:
-        ConfigError: the repository of ``--push_to_hub`` cannot be made; a tracker would take models along, or has
-            nobody logged in.
+        ConfigError: the repository of ``--push_to_hub`` cannot be made; a tracker would take models along, has
+            nobody logged in, or cannot be reached.
     """
     for tracker in args.report_to:
         _check_takes_nothing_along(tracker)
     if "wandb" in args.report_to:
         _log_in_to_wandb()
+    if "mlflow" in args.report_to:
+        _reach_mlflow()
     if not args.push_to_hub:
         return
     if not args.do_train:
@@ -190,6 +192,25 @@ def _log_in_to_wandb() -> None:
         raise ConfigError(
             f"--report_to wandb: no login ({problem}); run `wandb login`, set WANDB_API_KEY, or keep the "
             "figures on this machine with WANDB_MODE=offline"
+        )
+
+
+def _reach_mlflow() -> None:
+    """Ask MLflow for an experiment now; its callback asks for the first time when the training begins."""
+    import mlflow
+
+    retries = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"  # some minutes of them, unless it is said
+    earlier = os.environ.get(retries)
+    os.environ.setdefault(retries, "1")
+    try:
+        _, problem = _by_the_first_process(lambda: bool(mlflow.MlflowClient().search_experiments(max_results=1)))
+    finally:
+        if earlier is None:
+            del os.environ[retries]
+    if problem is not None:
+        raise ConfigError(
+            f"--report_to mlflow: it cannot be reached ({problem}); set MLFLOW_TRACKING_URI to a server that "
+            "answers or a folder, or leave it out"
         )
 
 
