@@ -35,16 +35,17 @@ def main(path: str) -> None:
         "Written by `scripts/family_table.py` from `pytest -m sweep`.\n"
     )
     print(
-        "| family | float32 | bfloat16 | default adapter | rows share lines | continued | longest row (of 128) | "
-        "logit lens, steering |"
+        "| family | float32 | bfloat16 | default adapter | rows share lines | continued | `generate` | "
+        "longest row (of 128) | logit lens, steering |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for family in (each for each in FAMILIES if each in outcomes and each not in LEFT_OUT):
         found = outcomes[family]
         properties = found.get("float32", ("", {}))[1]
         columns = [found[name][0] if name in found else "not run" for name in ("float32", "bfloat16", "adapter")]
         shared = {"True": "yes", "False": "no"}.get(properties.get("packed"), "")
-        columns += [shared, _way(properties), _longest(properties), _attacks(properties)]
+        columns += [shared, _way(properties), properties.get("generate", "")]
+        columns += [_longest(properties), _attacks(properties)]
         print(f"| {family} | {' | '.join(columns)} |")
     print("\nPredictions that see what stands behind them, and are refused: " + ", ".join(sorted(NOT_CAUSAL)) + ".")
     print("\nNot made tiny:\n")

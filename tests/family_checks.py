@@ -2,9 +2,11 @@
 
 import copy
 
+import pytest
 import torch
 from datasets import Dataset
 from subjects import subjects_of
+from transformers import GenerationConfig
 
 from unlearn_trainer.arguments import ModelArguments
 from unlearn_trainer.audit.logit_lens import accuracy_by_layer
@@ -45,17 +47,39 @@ def check_continuations(model):
     found = greedy_continuations(tried, prompts, lengths, CPU, 4, show_progress=False)
     assert [len(ids) for ids in found] == lengths
     for prompt, ids in zip(prompts, found, strict=True):
-        assert_greedy(model, prompt, ids)
-    return way_to_continue(tried, CPU, max(map(len, prompts)) + NEW_TOKENS)
+        assert is_greedy(model, prompt, ids), (prompt, ids)
+    return way_to_continue(tried, CPU, max(map(len, prompts)) + NEW_TOKENS), like_generate(model, prompts, found)
 
 
-def assert_greedy(model, prompt, ids):
+def like_generate(model, prompts, found):
+    """How ``model.generate`` compares; where it is what plain forwards say, ``found`` has to be the same tokens."""
+    said = "agrees"
+    for prompt, ids in zip(prompts, found, strict=True):
+        settings = GenerationConfig(max_new_tokens=len(ids), do_sample=False, pad_token_id=0, eos_token_id=None)
+        given = torch.tensor([prompt])
+        # What a call leaves out would come from the model's own settings, such as the token to end at.
+        generating = copy.deepcopy(model)
+        generating.generation_config = settings
+        try:
+            whole = generating.generate(given, attention_mask=torch.ones_like(given))
+        except Exception as error:  # whatever a family's generate raises
+            return f"does not run ({type(error).__name__})"
+        generated = whole[0, len(prompt) :].tolist()
+        if len(generated) != len(ids) or not is_greedy(model, prompt, generated):
+            said = "differs from plain forwards"
+        elif is_greedy(model, prompt, generated, surely=True):
+            assert ids == generated, (prompt, ids, generated)
+    return said
+
+
+def is_greedy(model, prompt, ids, surely=False):
+    """Whether each token is the most likely one by plain forwards, up to rounding or, ``surely``, beyond it."""
     logits = plain_logits(model, prompt + ids)[len(prompt) - 1 : -1]
-    best = logits.max(-1).values
-    chosen = logits[range(len(ids)), ids]
     # Two logits that share a scale are told apart from this difference on.
     margin = 4 * rounding_of(model) * logits.abs().amax(-1)
-    assert (best - chosen <= margin).all(), (prompt, ids, logits.argmax(-1).tolist())
+    chosen = logits[range(len(ids)), ids]
+    others = logits.scatter(1, torch.tensor(ids)[:, None], -float("inf")).amax(-1)
+    return bool((chosen - others > margin if surely else chosen - others >= -margin).all())
 
 
 def nll_of(model, ids):
@@ -178,10 +202,13 @@ def assert_near(found, expected, share):
 
 @torch.no_grad()
 def check_longest(model, configured=128):
-    """A row as long as is accepted runs; where nothing limits it, one longer than what the configuration says."""
+    """A row as long as is accepted runs, one more token does not; without a limit more than configured does."""
     limit = learned_positions(model)
-    row = rows_of_ids((limit or configured + 12,), seed=7)[0]
-    assert plain_logits(model, row).isfinite().all()
+    row = rows_of_ids(((limit or configured + 12) + 1,), seed=7)[0]
+    assert plain_logits(model, row[:-1]).isfinite().all()
+    if limit is not None:
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
+            plain_logits(model, row)
     return limit
 
 
@@ -239,10 +266,15 @@ def check_all(model, folder):
     """All of the above but the adapter; returns whether rows shared lines, and how it is continued."""
     check_loss(model)
     packed = check_packing(model)
-    way = check_continuations(model)
+    way, generate = check_continuations(model)
     check_candidates(model)
     check_saving(model, folder)
     longest = check_longest(model)
     found = {"packed": packed[0], "cached": way.cached, "padded": way.padded, "positions": way.first_position}
     attacks = {"lens": check_lens(model, folder / "lens"), "steering": check_steering(model)}
-    return {**found, "longest": longest, **{name: reason or "yes" for name, reason in attacks.items()}}
+    return {
+        **found,
+        "generate": generate,
+        "longest": longest,
+        **{name: reason or "yes" for name, reason in attacks.items()},
+    }

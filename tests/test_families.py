@@ -1,11 +1,16 @@
 """Families of all kinds of attention, positions, experts and state; with `-m sweep` all that transformers has."""
 
+import itertools
+
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from families import FAMILIES, LEFT_OUT, NOT_CAUSAL, tiny_family
-from family_checks import check_adapter, check_all, check_loss
+from family_checks import check_adapter, check_all, check_loss, rows_of_ids
+from tiny import LANGUAGES, tiny_config, tiny_rows
 
 from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.trainer import UnlearnTrainer
 
 # Attention: multi-head, grouped, multi-query, latent, with sinks, windows, chunks, or chosen keys. Positions: rotary,
 # learned, from 2, from padding on, sinusoidal, ALiBi, relative. Experts. State: SSM, RWKV, linear attention, gates.
@@ -34,6 +39,42 @@ def test_what_sees_the_tokens_it_predicts_is_refused():
     for family in sorted(NOT_CAUSAL & set(FAMILIES)):
         with pytest.raises(ConfigError, match="from those behind it"):
             check_loss(tiny_family(family))
+
+
+# By kind of position table: how many tokens a row may have of 128 configured ones; None: as many as it likes.
+LONGEST = {
+    **dict.fromkeys(["gpt2", "opt", "biogpt", "gpt_bigcode", "whisper", "bart"], 128),  # learned, from 0 or from 2
+    **dict.fromkeys(["ctrl", "openai-gpt", "gptj", "codegen", "roformer"], 128),  # computed once, or a mask that ends
+    **{"mpt": 128, "roberta": 127, "camembert": 127},  # slopes laid out once; places kept for padding
+    **dict.fromkeys(
+        ["xglm", "bloom", "llama", "mixtral", "falcon_h1", "mamba", "rwkv"]
+    ),  # grows, ALiBi, rotary, state
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "split"), zip(LONGEST, itertools.cycle(["forget", "retain", "valid"]), strict=False)
+)
+def test_a_row_is_refused_from_one_token_beyond_what_the_model_can_place(family, split, tmp_path):
+    limit = LONGEST[family]
+
+    def trainer(size):
+        splits = {name: tiny_rows(2, seed=seed) for seed, name in enumerate(("forget", "retain", "valid"))}
+        long = rows_of_ids((size,))[0]
+        row = splits[split][0] | {"input_ids": long, "labels": long, "item": 7}
+        splits[split] = concatenate_datasets([splits[split], Dataset.from_list([row], splits[split].features)])
+        config = tiny_config(tmp_path, max_steps=1, per_device_train_batch_size=8)
+        rows = splits["forget"], splits["retain"]
+        return UnlearnTrainer(tiny_family(family), config, *rows, languages=LANGUAGES, eval_dataset=splits["valid"])
+
+    made = trainer(limit or 129)
+    made.train()
+    made.evaluate()
+    if limit is not None:
+        with pytest.raises(
+            ConfigError, match=f"the {split} split has a row of {limit + 1} tokens, .* ends at {limit}"
+        ):
+            trainer(limit + 1)
 
 
 @pytest.mark.sweep
