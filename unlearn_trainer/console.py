@@ -49,7 +49,7 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
     except TrainingDiverged as error:
         code = _fail(f"stopped: {error}", EXIT_DIVERGED)
     except Terminated as error:
-        code = _fail(f"stopped: {error}", 128 + error.signal_number)
+        code = _fail(f"stopped: {error}", 128 + error.signal_number, of_all=True)
     except OSError as error:
         problem = storage_problem(error)
         if problem is None:
@@ -58,16 +58,19 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, ToldToEnd) else signal.SIGINT
         name = "SIGTERM" if isinstance(error, ToldToEnd) else "Ctrl-C"
-        code = _fail(f"stopped: {name}; nothing that was finished is lost", 128 + number)
+        code = _fail(f"stopped: {name}; nothing that was finished is lost", 128 + number, of_all=True)
     finally:
         leave_process_group(code)
     if code:
         sys.exit(code)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, of_all: bool = False) -> int:
+    """Print the message and return the code; what befell all processes (``of_all``) the first one alone says."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
+        if of_all:
+            return code
     print(without_controls(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 

@@ -1,6 +1,7 @@
 """run_unlearn.py where FSDP2 runs without a GPU, or where a process is to fail.
 
 Environment: FAULT is what happens to FAULT_RANK at optimizer step 2: raise, kill (SIGKILL), or refuse (a ConfigError).
+unsavable is a ConfigError when it tries the end of the run, ahead of the first step.
 """
 
 import os
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 import run_unlearn
+from unlearn_trainer import start_checks
 from unlearn_trainer.arguments import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
 
@@ -34,7 +36,16 @@ class FaultyTrainer(run_unlearn.UnlearnTrainer):
 
 
 if __name__ == "__main__":
-    if "FAULT" in os.environ:
+    if os.environ.get("FAULT") == "unsavable":
+        load = start_checks.load_config
+
+        def refuse(*given):
+            if os.environ["RANK"] == os.environ["FAULT_RANK"]:
+                raise ConfigError("injected")
+            return load(*given)
+
+        start_checks.load_config = refuse
+    elif "FAULT" in os.environ:
         run_unlearn.UnlearnTrainer = FaultyTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         initialise = UnlearnConfig.__post_init__

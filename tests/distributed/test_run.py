@@ -174,6 +174,44 @@ def test_a_failing_process_ends_the_whole_job(launcher, fault, rank, material, t
     assert fault == "kill" or "RuntimeError: injected" in printed
 
 
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate-ddp"])
+def test_a_signal_to_the_launcher_is_one_line_and_a_checkpoint(launcher, signal_number, material, tmp_path):
+    command = TORCHRUN if launcher == "torchrun" else accelerate("ddp")
+    train = [
+        "--do_train",
+        "--max_steps",
+        4000,
+        "--save_strategy",
+        "no",
+        "--logging_steps",
+        1,
+        "--output_dir",
+        tmp_path,
+    ]
+    process = start([*command, SCRIPT, *material, *train])
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if "'loss'" in line and not any("'loss'" in earlier for earlier in lines[:-1]):
+            process.send_signal(signal_number)
+    assert process.wait(timeout=120) != 0
+    name = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}[signal_number]
+    printed = "".join(lines)
+    assert printed.count(f"stopped: {name} at step") == 1, printed
+    assert "unlearn_trainer/" not in printed
+    (checkpoint,) = tmp_path.glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_configuration_that_only_the_first_process_cannot_use_is_refused_by_all(material, tmp_path):
+    """The model's configuration is gone for the first process when it tries the end of the run."""
+    words = [*material, "--do_train", "--max_steps", 6, "--save_strategy", "no", "--output_dir", tmp_path]
+    code, seconds, printed = end_of_job([*TORCHRUN, HERE / "launched.py", *words], FAULT="unsavable", FAULT_RANK="0")
+    assert code != 0 and seconds < 60
+    assert printed.count("error: injected") == 1 and "Traceback" not in printed.split("error: injected")[0]
+
+
 def test_bad_input_is_reported_once_and_by_whoever_found_it(material, tmp_path):
     words = [*material, "--do_train", "--max_steps", 6, "--save_strategy", "no", "--output_dir", tmp_path]
     code, _, printed = end_of_job([*TORCHRUN, SCRIPT, *words, "--learning_rte", "1"])
