@@ -280,3 +280,39 @@ def test_one_process_in_place_of_several_is_said(asked, warned, material, tmp_pa
     warnings = json.loads((tmp_path / "run" / "results.json").read_text())["warnings"]
     assert done.stderr.count("has started this one alone") == warned == len(warnings), done.stderr
     assert not warned or "--multi_gpu --num_processes N" in warnings[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["teacher", "read", "rows"])
+def test_a_kill_while_a_cache_is_written_or_read_leaves_the_next_start_right(moment, material, tmp_path):
+    """SIGKILL in the middle of the teacher's answers, while steps read them, and while rows are tokenized."""
+    words = [*material, *"--do_train --do_eval --max_steps 4 --method calibrated --teacher cached".split()]
+    words += ["--output_dir", str(tmp_path / "run")]
+    killing = (
+        "import os, signal, sys, datasets, run_unlearn\n"
+        "from unlearn_trainer import teacher, teacher_cache\n"
+        "def kill_at(owner, name, number):\n"
+        "    call, calls = getattr(owner, name), []\n"
+        "    def counted(*args, **kwargs):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == number: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return call(*args, **kwargs)\n"
+        "    setattr(owner, name, counted)\n"
+        "moment = sys.argv[1]\n"
+        "if moment == 'teacher': kill_at(teacher.ResidentTeacher, 'states', 2)\n"
+        "if moment == 'read': kill_at(teacher_cache.CachedTeacher, 'states', 2)\n"
+        "if moment == 'rows': kill_at(datasets.arrow_writer.ArrowWriter, 'finalize', 2)\n"
+        "run_unlearn.main(sys.argv[2:])"
+    )
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", killing]
+    killed = subprocess.run([*command, moment, *words], env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    again = subprocess.run([*command, "none", *words], env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr
+    words[-1] = str(tmp_path / "undisturbed")
+    undisturbed = {**environment, "HF_DATASETS_CACHE": str(tmp_path / "another")}
+    subprocess.run([*command, "none", *words], env=undisturbed, cwd=ROOT, capture_output=True, check=True)
+    bodies = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("run", "undisturbed")]
+    assert bodies[0] == bodies[1]
+    assert not (tmp_path / "run" / "teacher").exists()
