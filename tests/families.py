@@ -43,6 +43,11 @@ _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_sta
 
 # What the rules do not reach, by family; "text_config.x" and the like go into a part.
 _MIXED = ["sliding_attention", "full_attention"] * 2
+_QWEN4 = {
+    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64},
+    **{"indexer_compress_ratio": 4, "ple_embed_dim": 16, "ngram_vocab_size_base": 97, "split_ngram_parts": 2},
+    "make_ngram_vocab_size_divisible_by": 8,
+}
 _OVERRIDES: dict[str, dict] = {
     "cohere_compass_text": {
         "layer_types": _MIXED,
@@ -63,15 +68,8 @@ _OVERRIDES: dict[str, dict] = {
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
     "mamba2": {"head_dim": 16},
     "nemotron": {"head_dim": 8, "num_key_value_heads": 4},
-    "qwen4_exp_text": {
-        **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 64},
-        **{"indexer_compress_ratio": 4, "ple_embed_dim": 16, "ngram_vocab_size_base": 97, "split_ngram_parts": 2},
-        "make_ngram_vocab_size_divisible_by": 8,
-    },
-    "reformer": {
-        **{"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16], "attn_layers": ["local"] * 2},
-        **{"local_attn_chunk_length": 16, "attention_head_size": 8, "num_hidden_layers": 2, "is_decoder": True},
-    },
+    "qwen4_exp": {f"text_config.{name}": value for name, value in _QWEN4.items()},
+    "qwen4_exp_text": _QWEN4,
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 12, "attention_hidden_size": 64, "attention_head_dim": 16},
@@ -87,13 +85,17 @@ LEFT_OUT: dict[str, str] = {
     "dots3_note": "its layers are sized one by one, for the full number of them",
     "dots3_note_text": "its layers are sized one by one: 76 million weights with 4 layers",
     "emu3": "its language model is saved as a type of its own, which AutoModelForCausalLM does not load",
+    "mllama": "its language model is saved as a type of its own, which AutoModelForCausalLM does not load",
     "prophetnet": "an encoder-decoder, which is refused; its decoder by itself computes a row otherwise beside others",
     "gemma3n": "its vision tower needs the package timm; gemma3n_text is its language model",
     "gemma4_assistant": "drafts for another model, whose states it is given",
     "gemma4_unified_assistant": "drafts for another model, whose states it is given",
     "musicgen": "predicts codebooks of sound, not text",
     "musicgen_melody": "predicts codebooks of sound, not text",
+    "reformer": "has gradients only for rows of exactly as many tokens as its table of positions",
 }
+# Families whose own forward fails in bfloat16, because it multiplies float32 and bfloat16.
+ONLY_FLOAT32 = {"inkling2_text", "xlstm"}
 # Families whose predictions see what stands behind: they are refused.
 NOT_CAUSAL = {"cpmant", "xlnet"}
 

@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
+    XLMConfig,
+    XLMWithLMHeadModel,
 )
 
 from unlearn_trainer.arguments import ModelArguments
@@ -117,6 +119,17 @@ def test_other_kinds_of_models_are_refused(tmp_path, make, message):
 def test_bert_trained_as_a_decoder_is_a_causal_model(tmp_path):
     folder = save(tmp_path, BertLMHeadModel(BertConfig(**TINY_BERT, is_decoder=True)))
     assert isinstance(load_model(ModelArguments(folder)), BertLMHeadModel)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_xlm_is_a_causal_model_where_it_says_so(causal, tmp_path):
+    config = XLMConfig(vocab_size=20, emb_dim=8, n_layers=1, n_heads=2, causal=causal)
+    folder = save(tmp_path, XLMWithLMHeadModel(config))
+    if causal:
+        assert isinstance(load_model(ModelArguments(folder)), XLMWithLMHeadModel)
+    else:
+        with pytest.raises(ConfigError, match="xlm.* is an encoder"):
+            load_model(ModelArguments(folder))
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,9 @@ def _check_is_causal(config: PretrainedConfig, name: str, flag: str) -> None:
     kind = None
     if getattr(config, "is_encoder_decoder", False):
         kind = "an encoder-decoder"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
+        getattr(config, "is_decoder", False) or getattr(config, "causal", False)  # XLM's word for it
+    ):
         kind = "an encoder, whose predictions see the whole text"
     elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = "no language model that generates text from left to right"
