@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from families import tiny_family
 from subjects import subjects_of
 from tiny import CONFIGS, LANGUAGES, tiny_model, tiny_rows
 from torch import nn
@@ -58,6 +59,15 @@ def test_each_layer_is_read_by_the_models_own_norm_and_head(kind, tmp_path):
     assert table.shape == (9, 3)
     assert (table[:, -1] == ordinary["memorization_accuracy"]).all()
     np.testing.assert_allclose(table, naive(model, kind, rows), atol=1e-9)
+    assert table[:, :-1].max() > 0
+
+
+def test_layers_are_read_one_by_one_where_no_rows_can_be_appended(tmp_path):
+    model = tiny_family("gpt_bigcode")
+    rows = guessable(model, items=3)
+    table, ordinary = measured(subjects_of(tmp_path, {"forget": rows}, after=model)["after"])
+    assert (table[:, -1] == ordinary["memorization_accuracy"]).all()
+    np.testing.assert_allclose(table, naive(model, "gpt2", rows), atol=1e-9)
     assert table[:, :-1].max() > 0
 
 

@@ -31,24 +31,24 @@ def accuracy_by_layer(subject: Subject, model: nn.Module, rows: Dataset) -> np.n
     Raises:
         NoResidualStream: the model has no list of blocks, or does not make its logits from the last one's output.
     """
-    try_reading(model, subject.args.device)
+    takes_more = try_reading(model, subject.args.device)
     blocks = blocks_of(model)
     table = torch.zeros(len(rows), len(blocks), dtype=torch.float64)
     for numbers, batch in shared_batches(subject, rows, "logit lens"):
         labels = batch.pop("labels")[:, 1:]
         row, column = (labels != -100).nonzero(as_tuple=True)
-        segment = _read(model, blocks, batch, row, column, labels[row, column])
+        read = _read if takes_more else _read_one_by_one
         # Tokens of the layers one after the other; each layer's rows are numbered behind those of the one before.
+        hits = read(model, blocks, batch, row, column, labels[row, column]).cpu().double()
         count = len(labels)
         owner = (torch.arange(len(blocks))[:, None] * count + row.cpu()).flatten()
-        hits = segment.statistics.hit.cpu().double()
         found = metrics.memorization_accuracy(hits, owner, len(blocks) * count)
         table[numbers] = found.view(len(blocks), count).T[: len(numbers)]
     return summed(table, subject).numpy()
 
 
 def _read(model, blocks, batch, row, column, targets):
-    """The filled segment of the tokens at (row, column), once for each layer."""
+    """[layers x tokens] whether each layer predicts the tokens at (row, column)."""
     rows, length = batch["input_ids"].shape
     layers = torch.arange(len(blocks), device=row.device)[:, None]
     segment = Segment(
@@ -77,7 +77,25 @@ def _read(model, blocks, batch, row, column, targets):
             model(**batch, segments=Segments(segment))
     finally:
         handle.remove()
-    return segment
+    return segment.statistics.hit
+
+
+def _read_one_by_one(model, blocks, batch, row, column, targets):
+    """As :func:`_read`, in a forward for each layer: for models that take no further rows behind their last block."""
+    length = batch["input_ids"].shape[1]
+    states: dict[int, torch.Tensor] = {}
+    hits = []
+    for layer in range(len(blocks)):
+        segment = Segment(positions=row * length + column, targets=targets, needs=frozenset({"nll"}))
+
+        def put(index, state, layer=layer):
+            states[index] = state
+            return states[layer].to(state.device, state.dtype) if index == len(blocks) - 1 else None
+
+        with on_outputs(blocks, put):
+            model(**batch, segments=Segments(segment))
+        hits.append(segment.statistics.hit)
+    return torch.cat(hits)
 
 
 def logit_lens(subject: Subject) -> dict:

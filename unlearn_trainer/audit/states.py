@@ -87,29 +87,40 @@ def on_outputs(blocks: Sequence[nn.Module], change: Callable[[int, torch.Tensor]
 
 
 @torch.no_grad()
-def try_reading(model: nn.Module, device: torch.device) -> None:
-    """Whether a state can be read as if the last block had made it; call it on every process.
+def try_reading(model: nn.Module, device: torch.device) -> bool:
+    """Try whether a state can be read as if the last block had made it; call it on every process.
 
     Behind the last block the states of two texts are exchanged, and appended as further rows: what the model makes
-    its logits from has to be exchanged with them. It is not where another tensor goes into it, such as the embedding
-    or the states of other blocks, where several streams pass the blocks, or where these are run more than once.
+    its logits from has to be exchanged with them. Where it takes no further rows the exchange alone is tried. It is
+    not exchanged where another tensor goes into it, such as the embedding or the states of other blocks, where several
+    streams pass the blocks, or where these are run more than once.
 
     Args:
         model: in eval mode, with an attached vocabulary head, wrapped or not.
         device: where its inputs go.
 
+    Returns:
+        Whether states can be appended as further rows.
+
     Raises:
-        NoResidualStream: it cannot.
+        NoResidualStream: it cannot be read at all.
     """
     blocks = blocks_of(model)
     run = _trial(model, device)
     with on_outputs(blocks, lambda *_: None):  # every block has to have a state
         plain = run()
-    with on_outputs(blocks[-1:], lambda _, state: torch.cat([state.flip(0), state])):
-        read = run(rows=4)
-    wanted = torch.cat([plain.flip(0), plain])
+    takes_more = True
+    try:
+        with on_outputs(blocks[-1:], lambda _, state: torch.cat([state.flip(0), state])):
+            read = run(rows=4)
+    except NoResidualStream:
+        takes_more = False
+        with on_outputs(blocks[-1:], lambda _, state: state.flip(0)):
+            read = run()
+    wanted = torch.cat([plain.flip(0), plain])[: len(read)]
     if not (read - wanted).norm() <= rounding_of(model) * wanted.norm():
         raise NoResidualStream(f"{type(_inner(model)).__name__} does not make its logits from its last block's output")
+    return takes_more
 
 
 @torch.no_grad()
