@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import importlib.util
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +26,12 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from .adapter_folders import chain_of, is_adapter, resize_for, sized_for, untie_adapted
 from .adapters import lora_targets, unfit_for_lora
 from .arguments import ModelArguments
 from .data.rows import shorten
 from .errors import ConfigError
-from .finished import base_of_adapter
 from .saving import as_loaded, lend_padding, refusal_to_save
-
-ADAPTER = "adapter_config.json"
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -45,7 +43,7 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     if model_args.tokenizer_name:  # `revision` and `gguf_file` are places in the model's repository
         tokenizer = _load(AutoTokenizer, "tokenizer", model_args.tokenizer_name, "--tokenizer_name")
     else:
-        tokenizer = _load_part(AutoTokenizer, "tokenizer", model_args, "--model_name_or_path")
+        tokenizer = _load_part(AutoTokenizer, "tokenizer", _with_tokenizer(model_args), "--model_name_or_path")
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
@@ -81,7 +79,11 @@ def load_model(
     name = model_args.model_name_or_path
     base = _base_of_adapter(model_args, flag)
     if base is not None:
-        return _merged(load_model(base, tokenizer, f"{flag} {name}, whose adapter is for"), name, flag)
+        _check_can_merge(name, flag)
+        model = _merged(load_model(base, None, f"{flag} {name}, whose adapter is for"), name, flag)
+        if tokenizer is not None:
+            _check_ids_fit(model, tokenizer, name)
+        return model
     config = load_config(model_args, flag)
     model, info = _load_part(
         AutoModelForCausalLM,
@@ -227,39 +229,57 @@ def load_config(model_args: ModelArguments, flag: str = "--model_name_or_path") 
     Raises:
         ConfigError: it cannot be read, or is not of a causal language model.
     """
-    model_args = _base_of_adapter(model_args, flag) or model_args
+    base = _base_of_adapter(model_args, flag)
+    if base is not None:
+        return sized_for(load_config(base, flag), model_args.model_name_or_path, flag)
     config = _load_part(AutoConfig, "model configuration", model_args, flag)
     _check_is_causal(config, model_args.model_name_or_path, flag)
     return config
 
 
 def _base_of_adapter(model_args: ModelArguments, flag: str) -> ModelArguments | None:
-    """The model that the adapter in a folder was put on; None for a folder with a model of its own, or no folder."""
-    folder = Path(model_args.model_name_or_path)
-    file = folder / ADAPTER
-    if not file.is_file() or (folder / "config.json").exists():
+    """What the adapter in a folder was put on; None for a folder with a model of its own, or no folder."""
+    chain = chain_of(model_args.model_name_or_path, model_args.revision, flag)
+    if len(chain) == 1:
         return None
-    try:
-        described = json.loads(file.read_text(encoding="utf-8"))
-        name, revision = described["base_model_name_or_path"], described.get("revision")
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{flag} {folder}: {file.name} does not say which model it is for ({error})") from error
-    name = base_of_adapter(name, folder)
+    name, revision = chain[1]
     return dataclasses.replace(model_args, model_name_or_path=name, gguf_file=None, revision=revision)
 
 
-def _merged(model: PreTrainedModel, folder: str, flag: str) -> PreTrainedModel:
+def _with_tokenizer(model_args: ModelArguments) -> ModelArguments:
+    """The model itself, or, of an adapter that was saved without a tokenizer, the one that it was put on."""
+    folder = Path(model_args.model_name_or_path)
+    if is_adapter(folder) and not any(
+        (folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json")
+    ):
+        return _with_tokenizer(_base_of_adapter(model_args, "--model_name_or_path"))
+    return model_args
+
+
+def _check_can_merge(folder: str, flag: str) -> None:
     if is_deepspeed_zero3_enabled():
         raise ConfigError(
             f"{flag} {folder} is an adapter, which cannot be merged into a model that ZeRO-3 loads in parts; train it "
             "with --merge_adapter, or use another engine"
         )
+    if importlib.util.find_spec("peft") is None:
+        raise ConfigError(f"{flag} {folder} is an adapter, which needs the package peft: pip install peft")
+
+
+def _merged(model: PreTrainedModel, folder: str, flag: str) -> PreTrainedModel:
+    from peft import PeftModel
+
+    resize_for(model, folder, flag)
     try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ConfigError(f"{flag} {folder} is an adapter, which needs the package peft: pip install peft") from error
-    # An adapter freezes the weights that it is put on.
-    return PeftModel.from_pretrained(model, folder, torch_device="cpu").merge_and_unload().requires_grad_(True).eval()
+        # An adapter freezes the weights that it is put on.
+        adapted = PeftModel.from_pretrained(model, folder, torch_device="cpu")
+        untie_adapted(adapted.get_base_model())
+        return adapted.merge_and_unload().requires_grad_(True).eval()
+    except Exception as error:  # of kinds that cannot be merged, and of files that do not fit, each has its own
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"{flag} {folder}: the adapter cannot be merged into the model under it: {reason}"
+        ) from error
 
 
 def _unpacked(model_args: ModelArguments) -> dict:
