@@ -4,6 +4,7 @@ import copy
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -457,6 +458,45 @@ def test_the_guard_sees_a_method_without_retain_rows(memorized, tmp_path):
     )
     shorter.train()
     assert shorter.language_weights.stop_reason is None
+
+
+def test_the_guard_measures_the_first_eight_retain_rows_of_every_language(tmp_path):
+    splits = {"forget": tiny_rows(4), "retain": tiny_rows(11, seed=1)}
+    trainer = UnlearnTrainer(
+        tiny_model(),
+        tiny_config(tmp_path, method="gradient_ascent", max_steps=1, weight_update_steps=1),
+        splits["forget"],
+        None,
+        languages=LANGUAGES,
+        eval_dataset=splits,
+    )
+    rows = trainer.measure_rows()["retain"]
+    trainer.train()
+    expected = []
+    for index in range(len(LANGUAGES)):
+        first = np.flatnonzero(rows["language"] == index)[:8]
+        expected.append((rows["loss"][first] * rows["tokens"][first]).sum() / rows["tokens"][first].sum())
+    assert trainer.language_weights.watched_at_start == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("broken", [["sw"], LANGUAGES], ids=["one language", "all"])
+@pytest.mark.parametrize("how", ["watched", "evaluated"])
+def test_the_guard_stops_at_a_retain_perplexity_that_is_no_number(how, broken, value, tmp_path):
+    weights = tiny_trainer(tmp_path, method="grad_diff", max_retain_perplexity_ratio=3.0).language_weights
+    found = {
+        split: {code: {"loss": 2.0, "memorization_accuracy": 0.9, "token_probability": 0.5} for code in LANGUAGES}
+        for split in ("forget", "retain", "valid")
+    }
+    weights.begin(found)
+    weights.watch(found)
+    weights.after_evaluation(found, 0.5, 1)
+    assert weights.stop_reason is None
+    ruined = copy.deepcopy(found)
+    for code in broken:
+        ruined["retain"][code]["loss"] = value
+    weights.watch(ruined) if how == "watched" else weights.after_evaluation(ruined, 0.5, 2)
+    assert "--max_retain_perplexity_ratio 3" in weights.stop_reason
 
 
 def test_the_guard_stops_a_run_that_ruins_the_retain_set(memorized, tmp_path):

@@ -1,5 +1,6 @@
 """The memory estimate against real models, optimizers and processes, and against published figures."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -219,6 +220,11 @@ def test_checkpointing_and_accumulation_and_batch_change_what_they_should(tmp_pa
     assert estimate(per_device_train_batch_size=8).activations == pytest.approx(2 * plain.activations, rel=1e-3)
     assert estimate(schedule="alternate").activations == pytest.approx(plain.activations / 2, rel=1e-3)
     assert estimate(gradient_accumulation_steps=4).peak == plain.peak + plain.gradients
+    # The relearning guard keeps the weights as they were and the slopes found elsewhere until the backward.
+    for engine in ("ddp", "zero2"):
+        before, guarded = estimate(engine), estimate(engine, relearn_coef=0.5)
+        assert guarded.peak == before.peak + 2 * before.gradients
+        assert dataclasses.replace(guarded, peak=before.peak) == before
     assert estimate(method="gradient_ascent").teacher == 0 < plain.teacher
     assert estimate(method="gradient_ascent").heads < plain.heads
     assert estimate(teacher="cached").teacher == 211 * 32 * 4  # the head

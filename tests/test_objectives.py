@@ -401,6 +401,28 @@ def test_the_guard_adds_the_gradient_at_relearned_weights_and_leaves_these_as_th
     assert all(torch.equal(p, weight) for p, weight in zip(fresh.model.parameters(), weights, strict=True))
 
 
+def test_the_relearned_half_changes_from_step_to_step_and_every_language_has_its_turn(tmp_path):
+    """By the gradients of one batch with the weights held: as many different ones as there are choices."""
+    settings = {"forget_objective": "gradient_ascent", "retain_objective": "none", "relearn_rate": 1e-2}
+    found = {}
+    for seed in (0, 1):
+        for run in ("first", "again"):
+            trainer = tiny_trainer(tmp_path, relearn_coef=1.0, seed=seed, **settings)
+            trainer.model.train()
+            batch = trainer.data_collator([trainer.train_dataset[True, row] for row in range(9)])
+            assert set(batch["language"].tolist()) == {0, 1, 2}
+            for step in range(12):
+                trainer.state.global_step = step
+                trainer.model.zero_grad()
+                trainer.compute_loss(trainer.model, batch).backward()
+                found[seed, run, step] = sum(p.grad.double().norm().item() for p in trainer.model.parameters())
+    turns = {seed: [round(found[seed, "first", step], 6) for step in range(12)] for seed in (0, 1)}
+    for seed, norms in turns.items():
+        assert len(set(norms)) == len(LANGUAGES)  # one of three languages at a time
+        assert [found[seed, "again", step] for step in range(12)] == pytest.approx(norms, abs=1e-5)
+    assert turns[0] != turns[1]
+
+
 def test_under_mixed_precision_the_guard_sees_the_relearned_weights(tmp_path):
     # Autocast keeps bfloat16 copies of the weights: stale ones give a term of another direction (cosine 0.70).
     settings = {"relearn_coef": 1.0, "relearn_steps": 2, "relearn_rate": 1e-2, "forget_objective": "gradient_ascent"}

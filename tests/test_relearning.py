@@ -78,20 +78,27 @@ def test_rows_of_other_languages_are_not_read(tmp_path):
     assert all(torch.equal(found, expected) for found, expected in pairs)
 
 
-def test_the_settings_of_an_unlearning_run_do_not_reach_into_it(tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"schedule": "alternate", "lingtea_alignment": "released", "forget_weighting": "target"},
+        {"relearn_coef": 0.7, "relearn_steps": 2, "relearn_rate": 1e-2},
+        {"project_forget_gradient": True, "language_sampling": "random", "distill_weighting": "language"},
+    ],
+    ids=["schedule", "guard", "projection"],
+)
+def test_the_settings_of_an_unlearning_run_do_not_reach_into_it(settings, tmp_path):
     """Everything of the run's own method is switched off; only engine and optimizer stay."""
     run = tiny_trainer(
         tmp_path / "run",
         method="lingtea",
-        forget_weighting="target",
         retain_weighting="primal_dual",
-        lingtea_alignment="released",
-        schedule="alternate",
         gradient_accumulation_steps=2,
         warmup_steps=3,
         num_train_epochs=7,
         forget_coef=0.1,
         eval_strategy="epoch",
+        **settings,
     )
     trainer = relearn(
         tiny_model, run.args, tiny_rows(ITEMS), "sw", LANGUAGES, learning_rate=1e-2, steps=8, batch_size=ITEMS

@@ -245,6 +245,22 @@ def test_order_and_languages_change_with_the_epoch_and_the_seed():
         assert forget != retain  # equal splits do not walk in step
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "random"])
+def test_the_language_of_an_item_does_not_follow_from_its_place_in_the_order(sampling):
+    """Both are drawn: from one stream they would be the same permutation, or the same start of a sequence."""
+    items, agree = 60, Counter()
+    for seed in range(10):
+        for is_forget in (True, False):
+            sides = (full(items), None) if is_forget else (None, full(items))
+            rows = epoch_rows(*sides, 0, language_sampling=sampling, seed=seed)
+            order = [row // 3 for _, row in rows]
+            language = {row // 3: row % 3 for _, row in rows}
+            agree["by place"] += sum(language[place] == item % 3 for place, item in enumerate(order))
+            agree["by rank"] += sum(language[item] == place % 3 for place, item in enumerate(order))
+    drawn = 10 * 2 * items
+    assert all(abs(agree[how] / drawn - 1 / 3) < 0.06 for how in ("by place", "by rank"))  # four standard deviations
+
+
 def test_resume_through_accelerate_gives_the_batches_that_were_left():
     from accelerate import skip_first_batches
 

@@ -127,3 +127,61 @@ def test_what_a_killed_run_left_is_read_by_no_run_with_another_teacher_or_other_
     assert found == pytest.approx(expected, rel=1e-5)
     trainer.remove_teacher_cache()
     assert not (tmp_path / "teacher").exists()  # nothing of the killed run's either
+
+
+def of_rows(change):
+    """The run with other retain rows of as many tokens."""
+
+    def make(folder, **settings):
+        rows = tiny_rows(seed=0), change(tiny_rows(seed=1))
+        trainer = UnlearnTrainer(tiny_model(), tiny_config(folder, **SETTINGS | settings), *rows, languages=LANGUAGES)
+        trainer.cache_teacher(steps=8)
+        return trainer
+
+    return make
+
+
+def other_token(rows):
+    """One token of a prompt is another: no label changes."""
+    return rows.map(lambda row: row | {"input_ids": [row["input_ids"][0] % 200 + 3, *row["input_ids"][1:]]})
+
+
+def other_label(rows):
+    def change(row):
+        last = next(place for place in reversed(range(len(row["labels"]))) if row["labels"][place] != -100)
+        return row | {"labels": [-100 if place == last else label for place, label in enumerate(row["labels"])]}
+
+    def change_back(row):  # as many labels, elsewhere
+        first = next(place for place, label in enumerate(row["labels"]) if label != -100)
+        row["labels"][first - 1] = row["input_ids"][first - 1]
+        return row
+
+    return rows.map(change).map(change_back)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (of_rows(lambda rows: rows), {"bf16": True}),
+        (of_rows(lambda rows: rows.select(range(len(rows) - 1, -1, -1))), {}),
+        (of_rows(lambda rows: rows.select([*range(3, len(rows)), *range(3)])), {}),
+        (of_rows(other_token), {}),
+        (of_rows(other_label), {}),
+    ],
+    ids=["precision", "the other way round", "begun elsewhere", "other tokens", "other labels"],
+)
+def test_files_of_the_same_size_are_read_by_the_run_alone_that_would_write_the_same(make, settings, tmp_path):
+    cached(tmp_path / "left")
+    here, anew = make(tmp_path / "left", **settings), make(tmp_path / "empty", **settings)
+    assert loss(here) == loss(anew)
+    names = [sorted(path.name for path in (tmp_path / place / "teacher").iterdir()) for place in ("left", "empty")]
+    assert len(names[0]) == 4 and set(names[1]) < set(names[0])  # beside those of the killed run, which stay whole
+    assert loss(cached(tmp_path / "left")) == loss(cached(tmp_path / "third"))
+
+
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_another_release_of_what_computes_it_makes_the_cache_anew(package, tmp_path, monkeypatch):
+    cached(tmp_path)
+    monkeypatch.setattr(f"{package}.__version__", "0.1")
+    cached(tmp_path)
+    assert len(list((tmp_path / "teacher").iterdir())) == 4
