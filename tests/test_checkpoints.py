@@ -190,6 +190,8 @@ def test_a_checkpoint_at_the_end_of_an_epoch_holds_the_evaluation_that_follows(w
     ("change", "message"),
     [
         ({"relearn_coef": 0.0}, "--relearn_coef"),
+        ({"relearn_rate": 2e-4}, "--relearn_rate"),
+        ({"relearn_steps": 5}, "--relearn_steps"),
         ({"distill_temperature": 3.0}, "--distill_temperature"),
     ],
 )

@@ -1,19 +1,24 @@
 """What the end of a run needs is tried at its start, and at its end a run says in plain words what came of it."""
 
 import json
+import math
 import os
 import shutil
 from collections import namedtuple
 
+import datasets
 import pytest
 import torch
 from material import LANGUAGES, write_material
 from tiny import tiny_model, tiny_trainer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import run_unlearn
 from unlearn_trainer.console import say
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.evaluation.greedy_text import repeats
+from unlearn_trainer.evaluation.greedy_text import repeats, sample_greedy_text
+from unlearn_trainer.outcome import closing_words, weaknesses
 
 STEP = ["--do_train", "--max_steps", "1"]
 
@@ -228,6 +233,65 @@ def test_what_the_text_became_is_counted_for_every_kind_of_row(tmp_path, kind):
 )
 def test_a_loop_is_told_from_a_text(ids, expected):
     assert repeats(ids) is expected
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3, 4, 5, 6] + [8, 9] * 2, [*range(8), *range(8, 16), *range(8, 16)]])
+def test_twice_is_no_loop(ids):
+    assert repeats(ids) is False
+
+
+@pytest.mark.parametrize("split", ["retain", "valid"])
+@pytest.mark.parametrize(
+    ("rise", "shown"),
+    [(math.log(1.9), None), (math.log(3), "3 times"), (math.inf, "times"), (math.nan, "times"), (-5.0, None)],
+)
+def test_either_split_that_was_to_stay_is_named_where_its_perplexity_grew(split, rise, shown, memorized, tmp_path):
+    results = run(memorized, tmp_path, *STEP, "--do_eval", "--learning_rate", "1e-9")
+    assert not any("has suffered" in words for words in weaknesses(results))
+    for figures, before in zip(results["after"][split].values(), results["before"][split].values(), strict=True):
+        figures["loss"] = before["loss"] + rise
+    said = [words for words in weaknesses(results) if "what was to stay has suffered" in words]
+    assert len(said) == (shown is not None)
+    if said:
+        other = {"retain": "valid", "valid": "retain"}[split]
+        assert f"{split} perplexity is" in said[0] and f"{other} perplexity" not in said[0] and shown in said[0]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"), [("...", True), ("\u3002", True), ("\u0967", False), ("\u6c34", False), ("a", False)]
+)
+def test_marks_alone_are_a_blank_text_and_letters_and_digits_of_any_script_are_not(word, expected):
+    words = {"<unk>": 0, "</s>": 1, word: 2}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), unk_token="<unk>", eos_token="</s>"
+    )
+    model = tiny_model(vocab_size=3, pad_token_id=None, bos_token_id=None, eos_token_id=1)
+    with torch.no_grad():  # says the word, whatever it is asked
+        model.model.norm.weight.zero_()
+        model.model.norm.weight[0] = 1.0
+        model.model.embed_tokens.weight[:, 0] = 50.0
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[2, 0] = 1.0
+    rows = datasets.Dataset.from_dict({"input_ids": [[2] * 4], "labels": [[-100, -100, 2, 2]], "language": [0]})
+    (text,) = sample_greedy_text(model, {"forget": rows}, ["en"], tokenizer, torch.device("cpu"), 2, seed=0)
+    assert word in text.text and text.blank is expected
+
+
+@pytest.mark.parametrize("retain_coef", ["0", "0.5"])
+def test_a_retain_objective_that_weighs_nothing_guards_nothing(retain_coef, tmp_path):
+    words = [*STEP, "--method", "grad_diff", "--retain_coef", retain_coef]
+    results = run(write_material(tmp_path), tmp_path / "out", *words)
+    said = [text for text in results["warnings"] if "nothing guards or measures" in text]
+    assert len(said) == (retain_coef == "0")
+
+
+def test_shares_of_texts_are_those_of_all_rows_however_many_a_language_has(tmp_path):
+    results = run(write_material(tmp_path), tmp_path / "out", *STEP)
+    assert "greedy text after 18 forget rows:" in closing_words(results, written=True)
+    few, many = ({"blank": b, "repeating": 0.0, "ended": 1 - b, "rows": n} for b, n in ((1.0, 1), (0.0, 7)))
+    results["greedy_text"] = {"forget": {"en": few, "sw": many}}
+    said = closing_words(results, written=True)
+    assert "greedy text after 8 forget rows: 12% blank, 0% repeating, 88% ended" in said
 
 
 # ---- the best model is kept -----------------------------------------------------------------------------------------

@@ -94,8 +94,9 @@ def test_training_is_the_same_whatever_was_drawn_before(checkpointing, tmp_path)
     torch.testing.assert_close(*trained)
 
 
-def test_the_trial_leaves_no_trace():
-    model = tiny_model("phimoe", **EXPERTS)
+@pytest.mark.parametrize("kind", ["routers that draw experts", "numbers of Python", "numbers of NumPy"])
+def test_the_trial_leaves_no_trace(kind):
+    model = MODELS[kind]()
     model.model.layers[0].train()
     modes = [module.training for module in model.modules()]
     set_seed(5)

@@ -10,12 +10,13 @@ import pytest
 import torch
 from material import write_material
 from safetensors.torch import load_file
-from tiny import tiny_model, tiny_rows, tiny_trainer
+from tiny import LANGUAGES, tiny_config, tiny_model, tiny_rows, tiny_trainer
 
 import run_unlearn
 from unlearn_trainer.checkpoints import checkpoint_to_resume
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.identity import COMPUTATION
+from unlearn_trainer.trainer import UnlearnTrainer
 
 SETTINGS = {"method": "grad_diff", "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
 SETTINGS |= {"lr_scheduler_type": "constant"}
@@ -96,6 +97,44 @@ def scaled(place, by=1.02, **settings):
 def test_a_start_model_that_is_another_by_little_is_refused(make, written, tmp_path):
     with pytest.raises(ConfigError, match="another start model|weights in float32, not bfloat16|configuration of the"):
         resume(written, tmp_path, make())
+
+
+def changed_in_one_number(place, model):
+    """The model with another last number of one parameter or buffer."""
+    with torch.no_grad():
+        model.state_dict()[place].view(-1)[-1] += 0.5
+    return model
+
+
+@pytest.mark.parametrize(
+    "place", ["model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight", "lm_head.weight"]
+)
+def test_one_number_anywhere_makes_another_start_model(place, written, tmp_path):
+    with pytest.raises(ConfigError, match="another start model"):
+        resume(written, tmp_path, changed_in_one_number(place, tiny_model()))
+
+
+def test_what_a_model_keeps_beside_its_parameters_is_of_the_start_model_too(tmp_path):
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    experts |= {"moe_intermediate_size": 16, "first_k_dense_replace": 1}
+    tiny_trainer(tmp_path / "a", tiny_model("glm4_moe", **experts), **SETTINGS).train()
+    other = changed_in_one_number("model.layers.1.mlp.gate.e_score_correction_bias", tiny_model("glm4_moe", **experts))
+    with pytest.raises(ConfigError, match="another start model"):
+        resume(tmp_path / "a", tmp_path / "b", other)
+
+
+def test_a_teacher_that_was_passed_in_is_known_by_all_of_its_weights(tmp_path):
+    def trainer(teacher):
+        rows = tiny_rows(seed=0), tiny_rows(seed=1)
+        config = tiny_config(tmp_path, **SETTINGS | {"method": "lingtea", "teacher": "resident"})
+        return UnlearnTrainer(tiny_model(), config, *rows, languages=LANGUAGES, teacher=teacher)
+
+    trainer(tiny_model(seed=1)).train()
+    # Of the head alone: the teacher's states, by which it is known under any engine, stay the same.
+    other = changed_in_one_number("lm_head.weight", tiny_model(seed=1))
+    with pytest.raises(ConfigError, match="another teacher"):
+        trainer(other).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    trainer(tiny_model(seed=1)).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_under_an_adapter_the_base_is_known_and_a_fresh_adapter_may_be_drawn_anew(tmp_path):
