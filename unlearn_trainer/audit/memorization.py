@@ -9,8 +9,8 @@ from .figures import area, bootstrap, mean, perplexity_of_sums, ratio_of_sums, r
 from .subject import EARLIER, Subject
 
 ROW_FIGURES = ("memorization_accuracy", "extraction_strength", "probability", "loss")
-# Columns of the evaluator, and the one made here, that fall as a row is known better.
-SCORES = ("loss", "zlib", "min_k", "min_k_40", "min_k_plus_plus")
+# Columns of the evaluator, and the two made here, that fall as a row is known better.
+SCORES = ("loss", "zlib", "zlib_mean", "min_k", "min_k_40", "min_k_plus_plus")
 
 
 def memorization(subject: Subject) -> dict:
@@ -18,7 +18,9 @@ def memorization(subject: Subject) -> dict:
 
     An AUC is the chance that a forget row is more familiar than an unseen one, by loss (Yeom et al. 2018), zlib
     (Carlini et al. 2021), Min-K% (Shi et al. 2024; 20 and 40 %) and Min-K%++ (Zhang et al. 2025); all compare rows of
-    one language only. ``nll_per_character`` is what can be compared between languages whose tokens differ in length.
+    one language only. ``auc_zlib`` divides the sum of a row's NLL by the bytes of its compressed text,
+    ``auc_zlib_mean`` the mean over its tokens, as the literature does.
+    ``nll_per_character`` is what can be compared between languages whose tokens differ in length.
     An AUC of scores that are not all numbers, as a model that has diverged gives them, is left out with a note.
     """
     splits = {name: rows for name, rows in subject.datasets.items() if len(rows)}
@@ -27,7 +29,8 @@ def memorization(subject: Subject) -> dict:
         texts = labelled_texts(subject, split)
         found["nll"] = found["loss"] * found["tokens"]
         found["characters"] = np.array([max(1, len(text)) for text in texts])
-        found["zlib"] = found["nll"] / np.array([len(zlib.compress(text.encode())) for text in texts])
+        compressed = np.array([len(zlib.compress(text.encode())) for text in texts])
+        found["zlib"], found["zlib_mean"] = found["nll"] / compressed, found["loss"] / compressed
     rows = rows_by_language(columns["forget"], subject.languages, ROW_FIGURES)
     for split in (name for name in columns if name.startswith(EARLIER)):
         # Rows that were never seen stand for those of every request.
