@@ -16,27 +16,27 @@ if __name__ == "__main__":  # the libraries take seconds to load, in which Ctrl-
 from accelerate.utils import release_memory
 from transformers import set_seed
 
-from unlearn_trainer import teacher
-from unlearn_trainer.arguments import DataArguments, ModelArguments, UnlearnConfig
 from unlearn_trainer.audit import audit_run, check_arguments
-from unlearn_trainer.checkpoints import RESULTS, checkpoint_to_resume, finishing
+from unlearn_trainer.config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import run_command, say, without_bars
 from unlearn_trainer.data import TokenizedData
-from unlearn_trainer.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
+from unlearn_trainer.engine.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.evaluation.report import comparison_table, write_results
 from unlearn_trainer.files import held_folder
-from unlearn_trainer.integrations import check_integrations
-from unlearn_trainer.layers import restrict_training
-from unlearn_trainer.loading import load_data
-from unlearn_trainer.memory import memory_table
-from unlearn_trainer.models import apply_peft, load_model, save_trained
-from unlearn_trainer.outcome import closing_words, warn_of_the_unguarded, weaknesses
-from unlearn_trainer.parser import parse_arguments
-from unlearn_trainer.results import collected_warnings, gather_results
-from unlearn_trainer.stages import measured_splits, prepare_stages
-from unlearn_trainer.start_checks import try_the_end
+from unlearn_trainer.memory.estimate import memory_table
+from unlearn_trainer.model.layers import restrict_training
+from unlearn_trainer.model.loading import apply_peft, load_model, save_trained
+from unlearn_trainer.report.table import comparison_table, write_results
+from unlearn_trainer.runs.loading import load_data
+from unlearn_trainer.runs.outcome import closing_words, warn_of_the_unguarded, weaknesses
+from unlearn_trainer.runs.results import collected_warnings, gather_results
+from unlearn_trainer.runs.stages import measured_splits, prepare_stages
+from unlearn_trainer.runs.start_checks import try_the_end
+from unlearn_trainer.teacher import teachers as teacher
 from unlearn_trainer.trainer import UnlearnTrainer
+from unlearn_trainer.training.checkpoints import RESULTS, checkpoint_to_resume, finishing
+from unlearn_trainer.training.integrations import check_integrations
 
 
 def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer) -> UnlearnTrainer:

@@ -19,7 +19,7 @@ setup(
     packages=find_packages(include=["unlearn_trainer", "unlearn_trainer.*"]),
     py_modules=["run_unlearn"],
     # The evaluate modules are files that evaluate.load copies, not a package to import.
-    package_data={"unlearn_trainer": ["presets/*.json", "data/*.json", "evaluation/modules/*/*.py"]},
+    package_data={"unlearn_trainer": ["config/presets/*.json", "data/*.json", "evaluation/modules/*/*.py"]},
     entry_points={"console_scripts": ["unlearn-trainer=run_unlearn:main"]},
     install_requires=[
         "torch>=2.11",

@@ -17,9 +17,9 @@ from unittest import mock
 from common import flags, in_fresh_process, report, sizes, synchronize, timed_in_turn
 from step_variants import StepVariants, step_memory, train_silently
 
-from unlearn_trainer.language_weights import LanguageWeightCallback
-from unlearn_trainer.step_loss import SideLoss
+from unlearn_trainer.step.loss import SideLoss
 from unlearn_trainer.trainer import UnlearnTrainer
+from unlearn_trainer.weights.callback import LanguageWeightCallback
 
 VARIANTS = ("naive", "ours", "cached", "plain", "floor")
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.05}  # of a loss, relative to the NLL of a random guess

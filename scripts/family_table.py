@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 
 def main(path: str) -> None:
-    from families import FAMILIES, LEFT_OUT, NOT_CAUSAL, ONLY_FLOAT32
+    from helpers.families import FAMILIES, LEFT_OUT, NOT_CAUSAL, ONLY_FLOAT32
 
     outcomes: dict[str, dict[str, tuple[str, dict[str, str]]]] = {}
     for case in ElementTree.parse(path).iter("testcase"):

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import torch
 
+from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import run_command
 from unlearn_trainer.data.sampler import group_items
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.layers import pooled_states, similarity_by_pair, suggest_range
-from unlearn_trainer.loading import load_rows
-from unlearn_trainer.models import load_model
-from unlearn_trainer.parser import parse_arguments
+from unlearn_trainer.model.layers import pooled_states, similarity_by_pair, suggest_range
+from unlearn_trainer.model.loading import load_model
+from unlearn_trainer.runs.loading import load_rows
 
 
 def suggest(argv: Sequence[str] | None = None) -> str:

@@ -32,8 +32,8 @@ sys.path.insert(0, str(ROOT))
 
 from unlearn_trainer.console import run_command  # noqa: E402
 from unlearn_trainer.errors import ConfigError  # noqa: E402
-from unlearn_trainer.evaluation.report import comparison_table  # noqa: E402
 from unlearn_trainer.files import write_whole  # noqa: E402
+from unlearn_trainer.report.table import comparison_table  # noqa: E402
 
 TEXTS = ("README.md", "docs/methods.md", "docs/audit.md", "docs/comparison.md", "docs/performance.md")
 COMPARISON = "comparison"

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .early_stop import ToldToEnd, raise_on_ctrl_c, raise_on_sigterm
-from .engines import leave_process_group
+from .engine.engines import leave_process_group
 from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
 from .files import storage_problem
 

@@ -16,31 +16,31 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, speed_metrics
 
-from .arguments import UnlearnConfig
-from .best_model import KeepsBest
-from .checkpoints import StopSignal, WholeCheckpoints, check_whole
+from .config.arguments import UnlearnConfig
 from .console import CompactPrinter, CompactProgress
+from .data.batch import GroupTokens, check_rows, collator_for, learned_positions, rows_in_use
 from .data.collator import TrainingRows
 from .data.sampler import UnlearnBatchSampler, group_items
-from .engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
+from .engine.engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
+from .engine.fingerprint import fingerprint
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
-from .fingerprint import fingerprint
-from .gradient_surgery import surgeries
-from .identity import check_resumable, identity_of
-from .integrations import OnlyResultToHub
-from .language_weights import SIDES, LanguageWeightCallback, WeightPolicy
-from .layers import check_trained
-from .lm_head import attach_head
-from .models import check_adapter
-from .packing import lay_out
-from .randomness import disable_dropout, switch_off_chance
-from .row_groups import GroupTokens, check_rows, collator_for, learned_positions, rows_in_use
-from .run_events import LossLog, RunEvents, check_best_metric, check_finite
-from .saving import SavedAsLoaded
-from .step_loss import StepLoss, count_step, inner_layer, resolve_objectives
-from .teacher import Asked, ResidentTeacher, asked_of, make_teacher
-from .teacher_cache import CachedTeacher, TeacherCache
+from .head.chunked import attach_head
+from .head.packing import lay_out
+from .model.layers import check_trained
+from .model.loading import check_adapter
+from .model.randomness import disable_dropout, switch_off_chance
+from .model.saving import SavedAsLoaded
+from .step.gradient_surgery import surgeries
+from .step.loss import StepLoss, count_step, inner_layer, resolve_objectives
+from .teacher.cache import CachedTeacher, TeacherCache
+from .teacher.teachers import Asked, ResidentTeacher, asked_of, make_teacher
+from .training.best_model import KeepsBest
+from .training.callbacks import LossLog, RunEvents, check_best_metric, check_finite
+from .training.checkpoints import StopSignal, WholeCheckpoints, check_whole
+from .training.identity import check_resumable, identity_of
+from .training.integrations import OnlyResultToHub
+from .weights.callback import SIDES, LanguageWeightCallback, WeightPolicy
 
 # What a Trainer takes and this one does not, with what to use instead.
 NOT_TAKEN = {

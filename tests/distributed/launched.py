@@ -12,9 +12,9 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 import run_unlearn
-from unlearn_trainer import start_checks
-from unlearn_trainer.arguments import UnlearnConfig
+from unlearn_trainer.config.arguments import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.runs import start_checks
 
 
 class Fault(TrainerCallback):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from helpers.material import LANGUAGES, write_material
+from helpers.tiny import tiny_model
 from launching import TORCHRUN, run
-from material import LANGUAGES, write_material
-from tiny import tiny_model
 from transformers import AutoConfig, AutoTokenizer
 
 from unlearn_trainer.audit.__main__ import run as audit

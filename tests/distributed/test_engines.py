@@ -10,9 +10,9 @@ import sys
 
 import pytest
 import torch
+from helpers.tiny import tiny_model, tiny_rows
 from launching import ACCELERATE_ZERO1, DEEPSPEED, HERE, TORCHRUN, accelerate, distance, numbers, run
 from peft import AutoPeftModelForCausalLM
-from tiny import tiny_model, tiny_rows
 
 METHODS = ["methods", "methods-lora"]
 # launcher -> (command, what worker.py is told, class of the wrapped model, cases)

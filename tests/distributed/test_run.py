@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.tiny import tiny_model
 from launching import BIN, DEEPSPEED, HERE, ROOT, TORCHRUN, accelerate, distance, free_port, numbers, run, start
-from tiny import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 

@@ -20,12 +20,12 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from tiny import LANGUAGES, rows_with_companions, tiny_rows
+from helpers.tiny import LANGUAGES, rows_with_companions, tiny_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from unlearn_trainer.arguments import UnlearnConfig
+from unlearn_trainer.config.arguments import UnlearnConfig
 from unlearn_trainer.data.collator import COMPANIONS
-from unlearn_trainer.engines import start_deepspeed_on_cpu
+from unlearn_trainer.engine.engines import start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.trainer import UnlearnTrainer

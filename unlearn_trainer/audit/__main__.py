@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..arguments import DataArguments, ModelArguments
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.finished import read_configuration, where_it_lies
+from ..config.parser import free_words, parse_arguments
 from ..console import run_command
-from ..finished import read_configuration, where_it_lies
-from ..parser import free_words, parse_arguments
-from ..stages import MEMORIZED, NEVER_SEEN
+from ..runs.stages import MEMORIZED, NEVER_SEEN
 from .run import FOLDER, KEPT, OF_MODEL, PLACE, audit
 
 

@@ -14,12 +14,12 @@ from accelerate.utils import broadcast_object_list
 
 from ..console import say
 from ..errors import ConfigError
-from ..evaluation.report import write_json
 from ..files import read_own_json
-from .checks import ALL, CHECKS, Check
+from ..report.table import write_json
+from .checks.knowledge import forget_quality
+from .checks.memorization import privacy_leakage
 from .figures import excess, mean_figure, position, seed_of
-from .knowledge import forget_quality
-from .memorization import privacy_leakage
+from .registry import ALL, CHECKS, Check
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, Subject
 from .verdict import RULE, VERDICTS, counts_as_knowledge, is_known, judge, nothing_to_forget
 

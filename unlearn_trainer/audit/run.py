@@ -7,18 +7,18 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..arguments import AuditArguments, DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import AuditArguments, DataArguments, ModelArguments, UnlearnConfig
+from ..config.finished import read_configuration
 from ..console import say, without_bars
-from ..engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
+from ..engine.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
-from ..evaluation.report import configuration, environment, write_json
 from ..files import held_folder
-from ..finished import read_configuration
-from ..loading import load_rows
-from ..models import load_model
-from .checks import CHECKS, chosen_checks
+from ..model.loading import load_model
+from ..report.table import configuration, environment, write_json
+from ..runs.loading import load_rows
 from .findings import Findings, assemble
-from .report import summary_table, write_report
+from .registry import CHECKS, chosen_checks
+from .report.card import summary_table, write_report
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, AuditData, Subject, unseen_split
 
 AUDIT = "audit.json"

@@ -15,14 +15,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..arguments import ModelArguments, UnlearnConfig
+from ..config.arguments import ModelArguments, UnlearnConfig
 from ..data import TokenizedData
 from ..data.encoding import encode
-from ..data.rows import Item, Passage
+from ..data.items import Item, Passage
 from ..evaluation.evaluator import MultilingualEvaluator
 from ..files import digest_file
-from ..models import load_model
-from ..stages import plain_training
+from ..model.loading import load_model
+from ..runs.stages import plain_training
 from ..trainer import UnlearnTrainer
 
 AUDITED, BEFORE, NEVER_SEEN = "after", "before", "never_seen"

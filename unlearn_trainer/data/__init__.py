@@ -1,9 +1,9 @@
 """Data: rows from files or the Hub, checked across splits and tokenized."""
 
 from .alternatives import add_alternatives, find_alternatives, load_alternatives, with_alternatives
-from .calibration import add_counterparts
 from .checks import check_splits
-from .rows import QA, Cloze, Item, Passage, Text, parse_line, read_jsonl
+from .counterparts import add_counterparts
+from .items import QA, Cloze, Item, Passage, Text, parse_line, read_jsonl
 from .sources import load_splits
 from .tokenize import TokenizedData, tokenize_splits
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import ConfigError, DataError, UnlearnError, quote_name, show_name, without_controls
 from .cache import cached_rows
 from .encoding import Encoded, encode, hash_tokenizer, special_ids
-from .rows import MASK, Cloze, Item, Passage, Text, shorten
+from .items import MASK, Cloze, Item, Passage, Text, shorten
 from .tokenize import IDS, TokenizedData
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import ConfigError, DataError, did_you_mean
-from .rows import NO_IDENTIFIER, QA, Cloze, Item, Text, shorten
+from .items import NO_IDENTIFIER, QA, Cloze, Item, Text, shorten
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from .rows import Passage
+from .items import Passage
 
 IGNORE_INDEX = -100
 REPLACEMENT = "\ufffd"

@@ -9,7 +9,7 @@ import datasets
 
 from ..errors import ConfigError, DataError
 from .formats import foreign_format
-from .rows import Item, merge_by_id, parse_row, read_jsonl
+from .items import Item, merge_by_id, parse_row, read_jsonl
 
 # Names of files (glob patterns, in a folder) and of splits (on the Hub).
 FILE_PATTERNS = {
@@ -44,7 +44,7 @@ def load_splits(
     Raises:
         ConfigError: there is nothing to load a forget split from.
         DataError: a path that is no file, a file without rows, several files for one split, a Hub dataset that cannot
-            be loaded, or a row that :func:`~unlearn_trainer.data.rows.parse_row` refuses.
+            be loaded, or a row that :func:`~unlearn_trainer.data.items.parse_row` refuses.
     """
     if not data_dir and not forget_file:
         raise ConfigError("there is no forget set; give --data_dir or --forget_file")

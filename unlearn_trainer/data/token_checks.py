@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import DataError, show_name
 from .checks import counted
 from .encoding import encode
-from .rows import Item, shorten
+from .items import Item, shorten
 
 logger = logging.getLogger(__name__)
 

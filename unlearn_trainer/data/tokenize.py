@@ -15,7 +15,7 @@ from .cache import cached_rows
 from .checks import check_languages, check_splits
 from .encoding import IGNORE_INDEX as IGNORE_INDEX
 from .encoding import encode, hash_tokenizer
-from .rows import Item, Passage
+from .items import Item, Passage
 from .token_checks import check_same_tokens, count_dropped, count_truncated, warn_of_special_tokens, warn_of_unknown
 
 IDS = datasets.Sequence(datasets.Value("int32"))

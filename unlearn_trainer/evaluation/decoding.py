@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from ..trials import base_of, rounding_of, sample_ids, thresholds
+from ..model.trials import base_of, rounding_of, sample_ids, thresholds
 
 # What the forward of a family may call what it has read before.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")

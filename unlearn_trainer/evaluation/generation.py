@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..data.tokenize import IGNORE_INDEX
-from ..trials import base_of
+from ..model.trials import base_of
 from .decoding import predictions, way_to_continue
 from .rouge import rouge_l_recall, words
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 import torch
 
 from ..errors import ConfigError, did_you_mean
-from ..lm_head import TokenStatistics
+from ..head.chunked import TokenStatistics
 
 IGNORED = -100
 # What the frozen original model has to run for.
@@ -63,7 +63,7 @@ class RowStatistics:
 class Objective:
     """A loss on the forget or on the retain rows of a step.
 
-    ``function`` takes the :class:`~unlearn_trainer.token_statistics.TokenStatistics` of some labelled tokens, with
+    ``function`` takes the :class:`~unlearn_trainer.head.tiles.TokenStatistics` of some labelled tokens, with
     exactly the fields in ``needs``, and returns one value a token for each of its terms; with ``unit`` "row" it takes
     :class:`RowStatistics` and returns one value a row. The trainer multiplies the values by the language's weight,
     sums them, and divides by the term's count over the *whole* optimizer step (all accumulated batches of all

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..lm_head import TokenStatistics
+from ..head.chunked import TokenStatistics
 from .base import NotNegative, Objective, Positive, RowStatistics
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from ..lm_head import TokenStatistics
+from ..head.chunked import TokenStatistics
 from .base import Objective
 
 

@@ -1,0 +1,1 @@
+"""Small models, rows, files and subjects that many tests share."""

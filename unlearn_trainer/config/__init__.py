@@ -1,0 +1,1 @@
+"""Flags, presets and what they resolve to."""

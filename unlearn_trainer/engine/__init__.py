@@ -1,0 +1,1 @@
+"""What differs between plain processes, DeepSpeed ZeRO and FSDP2."""

@@ -1,0 +1,1 @@
+"""The vocabulary head in tiles: logits are never whole."""

@@ -1,0 +1,1 @@
+"""A model as it is loaded, trained in part, and saved."""

@@ -1,0 +1,1 @@
+"""A run from its data to its results."""

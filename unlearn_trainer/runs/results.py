@@ -1,0 +1,147 @@
+"""What a run found out, as results.json holds it: figures, the curve of evaluations, and what became of the text."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from ..config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from ..console import say
+from ..data import TokenizedData
+from ..data.batch import learned_positions
+from ..evaluation.greedy_text import GreedyText, sample_greedy_text, shares
+from ..report.table import SCHEMA_VERSION, configuration, environment, peak_memory
+from ..trainer import UnlearnTrainer
+
+# Of every split and language at every evaluation.
+CURVE = ("memorization_accuracy", "extraction_strength", "loss", "perplexity")
+
+
+@contextlib.contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Within the context every warning of this package is shown, and added to the list that is yielded, once."""
+    messages: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record):
+            message = record.getMessage()
+            if message in messages:
+                return
+            messages.append(message)
+            # Python shows a warning that no handler takes, and this one would be such a handler.
+            if not logging.root.handlers and PartialState().is_main_process:
+                logging.lastResort.handle(record)
+
+    logger, collector = logging.getLogger(__name__.partition(".")[0]), Collector(logging.WARNING)
+    logger.addHandler(collector)
+    try:
+        yield messages
+    finally:
+        logger.removeHandler(collector)
+
+
+def gather_results(
+    trainer: UnlearnTrainer,
+    given: tuple[ModelArguments, DataArguments, UnlearnConfig],
+    data: TokenizedData,
+    after: dict,
+    never_seen: dict | None,
+    timing: dict[str, float],
+) -> dict[str, Any]:
+    """All that results.json holds but the warnings; call it on every process.
+
+    Args:
+        trainer: of the run, after its training.
+        given: the run's arguments.
+        data: the tokenized rows.
+        after: figures of the model as it is now; none where nothing is measured.
+        never_seen: figures of the model that never saw the forget set, if there is one.
+        timing: seconds of the parts.
+    """
+    args, weights = given[-1], trainer.language_weights
+    before = weights.figures_at_start if args.do_train else None
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "config": configuration(*given),
+        "environment": environment(args.device, args.world_size),
+        "languages": data.languages,
+        "heldout_languages": data.heldout_languages,
+        "dropped_rows": data.dropped_rows,
+        "truncated_rows": data.truncated_rows,
+        "before": before,
+        "after": after,
+        "language_weights": weights.reported_history(),
+        "evaluations": curve(trainer),
+        "targets": dict(zip(weights.languages, weights.target, strict=True)) if "forget" in (before or {}) else {},
+        "unlearning_score": weights.score(after) if before and "forget" in after else None,
+        "stop_reason": weights.stop_reason,
+        "steps": trainer.state.global_step,
+        "model_of_step": model_of_step(trainer),
+        "greedy_text": {},
+        "timing": timing | {"peak_memory_bytes": peak_memory()},
+    }
+    if before is None:
+        missing = "not measured at the start: --do_eval was not given" if args.do_train else "nothing was trained"
+        results["before_missing"] = missing
+    if never_seen is not None:
+        results["never_seen"] = never_seen
+    if args.do_train:
+        texts = greedy_texts(trainer, data)
+        results["greedy_text"] = shares(texts)
+        if given[1].show_texts:
+            show(texts)
+    return results
+
+
+def curve(trainer: UnlearnTrainer) -> list[dict[str, Any]]:
+    """The evaluations during the training, ``[{"step", "epoch", "unlearning_score", split: {language: figures}}]``."""
+    points = []
+    for entry in trainer.state.log_history:
+        if "eval_runtime" not in entry:
+            continue
+        point: dict[str, Any] = {"step": entry["step"], "epoch": entry.get("epoch")}
+        point["unlearning_score"] = entry.get("eval_unlearning_score")
+        for split in trainer.eval_dataset or {}:
+            figures = {
+                language: {name: entry[key] for name in CURVE if (key := f"eval_{split}_{language}_{name}") in entry}
+                for language in trainer.languages
+            }
+            point[split] = {language: found for language, found in figures.items() if found}
+        points.append(point)
+    return points
+
+
+def model_of_step(trainer: UnlearnTrainer) -> int:
+    """The optimizer step after which the model was as it is now: the last, or that of the best checkpoint."""
+    best = trainer.state.best_model_checkpoint
+    if best is None or not trainer.ended_with_best:
+        return trainer.state.global_step
+    return int(Path(best).name.rpartition("-")[2])
+
+
+def greedy_texts(trainer: UnlearnTrainer, data: TokenizedData) -> list[GreedyText]:
+    """Greedy continuations after some forget rows and some to be kept; call it on every process."""
+    names = ["forget", next((split for split in ("retain", "valid") if split in data.datasets), None)]
+    with trainer.ready() as called:
+        return sample_greedy_text(
+            called,
+            {name: data.datasets[name] for name in names if name in data.datasets},
+            [*data.languages, *data.heldout_languages],
+            trainer.processing_class,
+            trainer.args.device,
+            trainer.args.per_device_eval_batch_size,
+            trainer.args.seed,
+            learned_positions(trainer.model),
+        )
+
+
+def show(texts: list[GreedyText]) -> None:
+    """Print the first text of every split and language, as Python writes strings."""
+    first = {}
+    for text in texts:
+        first.setdefault((text.split, text.language), text)
+    for (split, language), text in first.items():
+        say(f"{split} {language}: {text.prompt[-80:]!r} goes on with {text.text[:160]!r}")

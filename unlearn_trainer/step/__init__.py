@@ -1,0 +1,1 @@
+"""From a batch to the loss of a step."""
