@@ -20,7 +20,7 @@ setup(
     py_modules=["run_unlearn"],
     # The evaluate modules are files that evaluate.load copies, not a package to import.
     package_data={"unlearn_trainer": ["config/presets/*.json", "data/*.json", "evaluation/modules/*/*.py"]},
-    entry_points={"console_scripts": ["unlearn-trainer=run_unlearn:main"]},
+    entry_points={"console_scripts": ["unlearn-trainer=unlearn_trainer.cli:main"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

@@ -18,7 +18,7 @@ from common import LANGUAGES, ROW_TOKENS, build_model, peak_memory, text_rows, t
 from datasets import Dataset
 from torch import nn
 
-from unlearn_trainer.config.arguments import UnlearnConfig
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.trainer import UnlearnTrainer
 
 IGNORED = -100

@@ -39,16 +39,15 @@ from pathlib import Path
 import torch
 
 from run_unlearn import make_trainer
-from unlearn_trainer.config.arguments import did_you_mean
 from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.engine.engines import engine_of_its_own
-from unlearn_trainer.errors import ConfigError, TrainingDiverged
+from unlearn_trainer.errors import ConfigError, TrainingDiverged, did_you_mean
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
-from unlearn_trainer.files import held_folder, read_own_json, write_whole
+from unlearn_trainer.files import held_folder, read_own_json, write_json, write_whole
 from unlearn_trainer.model.loading import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
-from unlearn_trainer.report.table import environment, write_json
+from unlearn_trainer.runs.environment import environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.relearning import STEPS, regained, relearn
 from unlearn_trainer.runs.stages import prepare_stages, stage_folder

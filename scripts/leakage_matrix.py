@@ -31,8 +31,8 @@ from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.files import held_folder, read_own_json, write_whole
-from unlearn_trainer.report.table import configuration, environment, write_json
+from unlearn_trainer.files import held_folder, read_own_json, write_json, write_whole
+from unlearn_trainer.runs.environment import configuration, environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.stages import prepare_stages
 

@@ -17,8 +17,8 @@ from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import run_command
 from unlearn_trainer.data.sampler import group_items
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.model.layers import pooled_states, similarity_by_pair, suggest_range
 from unlearn_trainer.model.loading import load_model
+from unlearn_trainer.model.similarity import pooled_states, similarity_by_pair, suggest_range
 from unlearn_trainer.runs.loading import load_rows
 
 

@@ -20,17 +20,21 @@ import torch
 from accelerate import PartialState
 
 from run_unlearn import make_trainer
-from unlearn_trainer.config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from unlearn_trainer.config.arguments import DataArguments, ModelArguments
+from unlearn_trainer.config.finished import RESULTS
 from unlearn_trainer.config.parser import parse_arguments
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.console import run_command, say
 from unlearn_trainer.engine.engines import engine_of_its_own, is_sharded
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.files import held_folder
 from unlearn_trainer.model.loading import load_model
-from unlearn_trainer.report.table import comparison_table, environment, peak_memory, write_results
+from unlearn_trainer.report.table import comparison_table
+from unlearn_trainer.runs.environment import environment, peak_memory
 from unlearn_trainer.runs.loading import load_rows
+from unlearn_trainer.runs.results import write_results
 from unlearn_trainer.runs.stages import PLAIN_TRAINING, prepare_stages
-from unlearn_trainer.training.checkpoints import RESULTS, checkpoint_to_resume
+from unlearn_trainer.training.checkpoints import checkpoint_to_resume
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
 FINE_TUNING = PLAIN_TRAINING | {

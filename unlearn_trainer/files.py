@@ -5,12 +5,14 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -268,3 +270,25 @@ def _described(written):
         holder = json.loads(written)
         return f"process {holder['process']} on {holder['machine']}, since {holder['started']}"
     return "just started"
+
+
+def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes ``content`` as strict JSON: whole, or not at all.
+
+    NaN and infinity have no JSON form and become null; numpy and torch scalars become numbers. An earlier file at
+    ``path`` stays until the new one is complete, also when this call fails. Missing folders are made.
+
+    Raises TypeError for a value that JSON cannot hold.
+    """
+    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,8 @@
 """``UnlearnTrainer``: a Hugging Face Trainer whose loss combines forget and retain rows with language weights."""
 
-import collections
 import contextlib
 import math
 import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,19 +10,19 @@ import torch
 from accelerate.utils import reduce
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import PredictionOutput, get_last_checkpoint, speed_metrics
+from transformers.trainer_utils import get_last_checkpoint
 
-from .config.arguments import UnlearnConfig
+from .config.unlearn_config import UnlearnConfig
 from .console import CompactPrinter, CompactProgress
-from .data.batch import GroupTokens, check_rows, collator_for, learned_positions, rows_in_use
 from .data.collator import TrainingRows
+from .data.row_checks import check_rows, learned_positions
 from .data.sampler import UnlearnBatchSampler, group_items
-from .engine.engines import check_engine, check_not_measured_yet, is_sharded, ready_to_measure
+from .engine.engines import check_engine, check_not_measured_yet
 from .engine.fingerprint import fingerprint
 from .errors import ConfigError, Terminated, TrainingDiverged
-from .evaluation.evaluator import MultilingualEvaluator, flatten_figures
+from .evaluation.evaluator import MultilingualEvaluator
 from .head.chunked import attach_head
 from .head.packing import lay_out
 from .model.layers import check_trained
@@ -33,13 +31,17 @@ from .model.randomness import disable_dropout, switch_off_chance
 from .model.saving import SavedAsLoaded
 from .step.gradient_surgery import surgeries
 from .step.loss import StepLoss, count_step, inner_layer, resolve_objectives
-from .teacher.cache import CachedTeacher, TeacherCache
-from .teacher.teachers import Asked, ResidentTeacher, asked_of, make_teacher
+from .step.rows import collator_for, rows_in_use
+from .teacher.cache import TeacherCache
+from .teacher.keeper import KeepsTeacher
+from .teacher.teachers import ResidentTeacher, make_teacher
 from .training.best_model import KeepsBest
-from .training.callbacks import LossLog, RunEvents, check_best_metric, check_finite
+from .training.callbacks import RunEvents
 from .training.checkpoints import StopSignal, WholeCheckpoints, check_whole
+from .training.health import LossLog, check_finite
 from .training.identity import check_resumable, identity_of
 from .training.integrations import OnlyResultToHub
+from .training.measuring import MeasuringTrainer
 from .weights.callback import SIDES, LanguageWeightCallback, WeightPolicy
 
 # What a Trainer takes and this one does not, with what to use instead.
@@ -51,10 +53,9 @@ NOT_TAKEN = {
 }
 # What processes add up to agree on a signal: one Ctrl-C outweighs any number of SIGTERM.
 _STOPS = {0: 0, signal.SIGTERM: 1, signal.SIGINT: 2**16}
-WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
 
 
-class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, Trainer):
+class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub, MeasuringTrainer):
     """Unlearns the forget rows of a causal language model and keeps what the retain rows stand for.
 
     Args:
@@ -182,84 +183,6 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
         return identity_of(self, self._start or fingerprint(self.model), self._teacher_signature())
-
-    def _questions(self) -> list[Asked]:
-        """All that the objectives ask the teacher."""
-        return [
-            asked
-            for side, objective in self.objectives.items()
-            if objective is not None
-            for asked in asked_of(side, objective, self.layer)
-        ]
-
-    def _teacher_signature(self) -> list[float] | None:
-        """Figures that tell one teacher from another under any engine: some of one row's last hidden state."""
-        if isinstance(self.teacher, CachedTeacher):
-            return self.teacher.signature
-        if not isinstance(self.teacher, ResidentTeacher):
-            return None
-        side = "retain" if self._items["retain"] else "forget"
-        row = next(iter(self._items[side][0].values()))
-        batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
-        last = batch["attention_mask"][:1].sum(1) - 1
-        first_row = torch.zeros_like(last)
-        token = GroupTokens(first_row, first_row, last, first_row, first_row)
-        with self.accelerator.autocast():
-            return self.teacher.states(Asked(side, "hidden"), batch, token)[0, :8].tolist()
-
-    def cache_teacher(self, steps: int) -> None:
-        """Replace a resident teacher by its hidden states in a file, where that is asked for or saves time.
-
-        By itself (``--teacher auto``) it does so when the training passes over the teacher's rows more than once.
-
-        Args:
-            steps: optimizer steps of the training.
-
-        Raises:
-            ConfigError: the teacher is sharded, or the disk is too small.
-        """
-        wish = self.args.teacher
-        if not isinstance(self.teacher, ResidentTeacher) or wish not in ("auto", "cached"):
-            return
-        if is_sharded(self.accelerator):
-            if wish == "cached":
-                raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
-            return
-        questions = self._questions()
-        sides = {asked.group: "retain" if asked.group == "retain" else "forget" for asked in questions}
-        trained = {
-            group: sorted(row for item in self._items[side] for row in item.values()) for group, side in sides.items()
-        }
-        cache = TeacherCache(
-            Path(self.args.output_dir) / "teacher",
-            self.train_dataset,
-            questions,
-            trained,
-            self.teacher.model.config.get_text_config().hidden_size,
-            self.teacher.head.module.weight.shape[1],
-        )
-        if wish == "auto":
-            epochs = steps / self._steps_per_epoch()
-            drawn = sum(epochs * self.train_sampler.rows_of_epoch(side == "forget") for side in sides.values())
-            if drawn <= sum(map(len, trained.values())) or not cache.is_small:
-                return
-        with self.accelerator.autocast():
-            self.teacher = cache.load(
-                self.teacher,
-                self.teacher.model,
-                self._teacher_signature(),
-                lambda rows: self._prepare_inputs(self.data_collator(rows)),
-                self.args.per_device_eval_batch_size,
-                self.accelerator.mixed_precision,
-                not self.args.disable_tqdm,
-            )
-        self.step_loss.teacher = self.teacher
-        self._teacher_cache = cache
-
-    def remove_teacher_cache(self) -> None:
-        """Delete the file of a finished training's teacher; one that was told to stop will need it."""
-        if self._teacher_cache is not None and not self.terminated:
-            self._teacher_cache.remove()
 
     @property
     def terminated(self) -> bool:
@@ -425,109 +348,6 @@ class UnlearnTrainer(KeepsBest, WholeCheckpoints, SavedAsLoaded, OnlyResultToHub
                 f"language {', '.join(names) or 'unknown'}; the training ends before that step, and no model was "
                 "written. Start again with a lower --learning_rate or --forget_coef"
             )
-
-    # ---- evaluation -------------------------------------------------------------------------------------------------
-
-    def measure(self, model: PreTrainedModel | None = None, description: str = "evaluating") -> dict:
-        """Figures ``{split: {language: {metric: number}}}`` of all splits and languages; call it on every process.
-
-        Args:
-            model: measured instead of the trained one, with the same vocabulary.
-            description: label of the progress bar.
-        """
-        return self._measure({**(self.eval_dataset or {}), **self.predict_dataset}, model, description=description)
-
-    def measure_rows(self, model: PreTrainedModel | None = None, description: str = "evaluating") -> dict:
-        """Figures of every row, ``{split: {column: array [rows]}}``; otherwise as ``measure``, without probing."""
-        splits = {**(self.eval_dataset or {}), **self.predict_dataset}
-        with self.ready(model) as called:
-            return self.evaluator.rows(called, splits, self.args.device, description=description)
-
-    def _measure(self, datasets, model=None, heldout=True, probing=True, description="evaluating"):
-        with self.ready(model) as called:
-            return self.evaluator(called, datasets, self.args.device, heldout, probing, description)
-
-    @contextlib.contextmanager
-    def ready(self, model: PreTrainedModel | None = None):
-        """Within the context the trained model, or another, can be called on every process; yields what to call."""
-        if model is not None:
-            attach_head(model.requires_grad_(False))
-        # During and after a training the engine has the model; otherwise it gets it for this measurement.
-        mine = model is None and (self.is_in_train or self.model_wrapped is not self.model)
-        ready = contextlib.nullcontext(self.model) if mine else ready_to_measure(model or self.model, self.accelerator)
-        with ready as called, self.accelerator.autocast():
-            yield called
-
-    def measure_start(self) -> None:
-        """Figures before the first step, from which targets and references are taken.
-
-        Raises:
-            ConfigError: the language weights are to adapt, but no split is measured; or no evaluation will have the
-                ``metric_for_best_model``.
-        """
-        self.language_weights.policy.check_measured(self.eval_dataset or {})
-        if self.eval_dataset:
-            figures = self.measure(description="before")
-            self.language_weights.begin(figures, self.args.memorize_first)
-            score = self.language_weights.score(figures) if "forget" in figures else None
-            check_best_metric(self.args.metric_for_best_model, figures, self.languages, score)
-
-    def watch_retain(self) -> None:
-        """Measure some retain rows, for the guard of a method that sees none of them in its batches."""
-        rows = (self.eval_dataset or {}).get("retain")
-        if self.objectives["retain"] or not self.args.max_retain_perplexity_ratio or rows is None:
-            return
-        chosen, seen = [], collections.Counter()
-        for row, language in enumerate(rows["language"]):
-            seen[language] += 1
-            if seen[language] <= WATCHED_ROWS:
-                chosen.append(row)
-        figures = self._measure({"retain": rows.select(chosen)}, heldout=False, probing=False, description="guard")
-        self.language_weights.watch(figures)
-
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Evaluate every split in the trained languages; see ``flatten_figures`` for the keys.
-
-        ``<prefix>_unlearning_score`` is there once the figures at the start are known.
-        """
-        datasets = eval_dataset if eval_dataset is not None else self.eval_dataset
-        if not datasets:
-            raise ConfigError("nothing to evaluate: pass eval_dataset={split: rows}")
-        if isinstance(datasets, Dataset):
-            datasets = {"test": datasets}
-        started = time.time()
-        # Candidates cost many times the rows; during training they are scored only where a decision rests on them.
-        probing = not self.is_in_train or "probing" in (self.args.metric_for_best_model or "")
-        figures = self._measure(datasets, heldout=False, probing=probing)
-        flat = flatten_figures(figures, self.languages, metric_key_prefix)
-        kept = [split for split in ("valid", "retain") if split in figures]
-        if kept:
-            flat[f"{metric_key_prefix}_loss"] = flat[f"{metric_key_prefix}_{kept[0]}_loss"]
-        weights = self.language_weights
-        if eval_dataset is None and weights.figures_at_start is not None and "forget" in figures:
-            score = weights.score(figures)
-            if score is not None:
-                flat[f"{metric_key_prefix}_unlearning_score"] = score
-            if self.is_in_train:
-                weights.after_evaluation(figures, score, self.state.global_step)
-        flat |= speed_metrics(metric_key_prefix, started)
-        self.log(flat)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, flat)
-        return flat
-
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
-        """Metrics of ``test_dataset`` (rows or ``{split: rows}``), all languages; no logits are kept.
-
-        Those of rows have no split in their keys: ``test_sw_loss``, ``test_loss``, ``test_worst_loss``. Beside them
-        are, for one version more, those with the prefix twice (``test_test_sw_loss``).
-        """
-        datasets = {"test": test_dataset} if isinstance(test_dataset, Dataset) else test_dataset
-        figures = self._measure(datasets)
-        metrics = flatten_figures(figures, self.languages, metric_key_prefix)
-        if isinstance(test_dataset, Dataset):
-            twice = f"{metric_key_prefix}_test_"
-            metrics |= {f"{metric_key_prefix}_{key.removeprefix(twice)}": value for key, value in metrics.items()}
-        return PredictionOutput(predictions=None, label_ids=None, metrics=metrics)
 
     # ---- logging and saving -----------------------------------------------------------------------------------------
 

@@ -8,8 +8,9 @@ import typing
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
-from unlearn_trainer.config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from unlearn_trainer.config.arguments import DataArguments, ModelArguments
 from unlearn_trainer.config.parser import parse_arguments
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
 
 REQUIRED = ["--model_name_or_path", "m", "--data_dir", "d", "--output_dir", "o"]

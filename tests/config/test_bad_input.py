@@ -27,7 +27,7 @@ from transformers import (
 )
 
 import run_unlearn
-from unlearn_trainer.config.arguments import UnlearnConfig
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.data import load_splits, tokenize_splits
 from unlearn_trainer.errors import ConfigError, DataError
 from unlearn_trainer.trainer import UnlearnTrainer

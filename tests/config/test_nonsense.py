@@ -115,7 +115,7 @@ def test_the_flag_is_named(words, message):
 
 def test_an_error_of_this_package_is_not_taken_for_the_user_s(monkeypatch):
     """Only what transformers itself refuses becomes a line; a fault of ours keeps its traceback."""
-    monkeypatch.setattr("unlearn_trainer.config.arguments.get_scheduler", lambda *args: {}["a fault"])
+    monkeypatch.setattr("unlearn_trainer.config.unlearn_config.get_scheduler", lambda *args: {}["a fault"])
     with pytest.raises(KeyError, match="a fault"):
         parse_arguments([f"--{name}={value}" for name, value in BASE.items() if name != "use_cpu"])
 

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
-import run_unlearn
-from unlearn_trainer.config.arguments import UnlearnConfig
+from unlearn_trainer import cli
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.runs import start_checks
 
@@ -30,7 +30,7 @@ class Fault(TrainerCallback):
                 raise ConfigError("injected")
 
 
-class FaultyTrainer(run_unlearn.UnlearnTrainer):
+class FaultyTrainer(cli.UnlearnTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, callbacks=[Fault()], **kwargs)
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 
         start_checks.load_config = refuse
     elif "FAULT" in os.environ:
-        run_unlearn.UnlearnTrainer = FaultyTrainer
+        cli.UnlearnTrainer = FaultyTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         initialise = UnlearnConfig.__post_init__
 
@@ -56,4 +56,4 @@ if __name__ == "__main__":
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
         UnlearnConfig.__post_init__ = take_it_for_gpus
-    run_unlearn.main()
+    cli.main()

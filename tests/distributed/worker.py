@@ -23,7 +23,7 @@ from accelerate.utils import DistributedType
 from helpers.tiny import LANGUAGES, rows_with_companions, tiny_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from unlearn_trainer.config.arguments import UnlearnConfig
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.data.collator import COMPANIONS
 from unlearn_trainer.engine.engines import start_deepspeed_on_cpu
 from unlearn_trainer.errors import ConfigError

@@ -12,7 +12,7 @@ from unlearn_trainer.audit.checks.logit_lens import accuracy_by_layer
 from unlearn_trainer.audit.checks.states import NoResidualStream, blocks_of, on_outputs, try_pushing
 from unlearn_trainer.audit.checks.steering import late_layers, steered
 from unlearn_trainer.config.arguments import ModelArguments
-from unlearn_trainer.data.batch import learned_positions
+from unlearn_trainer.data.row_checks import learned_positions
 from unlearn_trainer.evaluation.decoding import way_to_continue
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator
 from unlearn_trainer.evaluation.generation import greedy_continuations

@@ -132,7 +132,7 @@ def rows_with_companions(items=4, seed=0):
 
 def tiny_config(folder, **settings):
     """An ``UnlearnConfig`` for the CPU that writes and prints nothing it was not asked to."""
-    from unlearn_trainer.config.arguments import UnlearnConfig
+    from unlearn_trainer.config.unlearn_config import UnlearnConfig
 
     quiet = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "logging_steps": 1}
     return UnlearnConfig(output_dir=str(folder), **{**quiet, **settings})

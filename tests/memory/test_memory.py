@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, MixtralConfig, Qwen2Config, TrainerCallback
 
 from run_unlearn import main
-from unlearn_trainer.config.arguments import CHECKPOINTING, DataArguments, ModelArguments
+from unlearn_trainer.config.arguments import DataArguments, ModelArguments
+from unlearn_trainer.config.unlearn_config import CHECKPOINTING
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.memory.activations import saved_for_backward
 from unlearn_trainer.memory.estimate import ENGINES, StepMemory, memory_table

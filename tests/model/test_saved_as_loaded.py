@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import run_unlearn
-from unlearn_trainer.config.arguments import ModelArguments, UnlearnConfig
+from unlearn_trainer.config.arguments import ModelArguments
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.model.loading import load_tokenizer
 from unlearn_trainer.trainer import UnlearnTrainer
 

@@ -16,13 +16,8 @@ from safetensors.torch import load_file
 import run_unlearn
 from unlearn_trainer.config.arguments import ModelArguments
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.model.layers import (
-    linear_cka,
-    pooled_states,
-    restrict_training,
-    similarity_by_pair,
-    suggest_range,
-)
+from unlearn_trainer.model.layers import restrict_training
+from unlearn_trainer.model.similarity import linear_cka, pooled_states, similarity_by_pair, suggest_range
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = {"max_steps": 2, "learning_rate": 1e-2}

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from unlearn_trainer.config.arguments import UnlearnConfig
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, row_figures
 from unlearn_trainer.head.chunked import Segment, Segments, attach_head
 from unlearn_trainer.trainer import UnlearnTrainer

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from unlearn_trainer.config.arguments import UnlearnConfig
 from unlearn_trainer.config.parser import parse_arguments
+from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.head import chunked as lm_head
 from unlearn_trainer.model.layers import restrict_training

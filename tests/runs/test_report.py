@@ -14,7 +14,8 @@ import transformers
 from helpers.material import write_material
 
 import run_unlearn
-from unlearn_trainer.report.table import comparison_table, write_results
+from unlearn_trainer.report.table import comparison_table
+from unlearn_trainer.runs.results import write_results
 
 
 def figures(accuracy, loss, perplexity):

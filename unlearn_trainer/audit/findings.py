@@ -14,8 +14,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..console import say
 from ..errors import ConfigError
-from ..files import read_own_json
-from ..report.table import write_json
+from ..files import read_own_json, write_json
 from .checks.knowledge import forget_quality
 from .checks.memorization import privacy_leakage
 from .figures import excess, mean_figure, position, seed_of

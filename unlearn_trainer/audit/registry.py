@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from ..config.arguments import did_you_mean
-from ..errors import ConfigError
+from ..errors import ConfigError, did_you_mean
 from .checks.knowledge import generation, probing, truth_ratio, utility
 from .checks.logit_lens import logit_lens
 from .checks.memorization import memorization

@@ -7,14 +7,15 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from ..config.arguments import AuditArguments, DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import AuditArguments, DataArguments, ModelArguments
 from ..config.finished import read_configuration
+from ..config.unlearn_config import UnlearnConfig
 from ..console import say, without_bars
 from ..engine.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
-from ..files import held_folder
+from ..files import held_folder, write_json
 from ..model.loading import load_model
-from ..report.table import configuration, environment, write_json
+from ..runs.environment import configuration, environment
 from ..runs.loading import load_rows
 from .findings import Findings, assemble
 from .registry import CHECKS, chosen_checks

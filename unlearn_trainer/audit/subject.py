@@ -15,7 +15,8 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.arguments import ModelArguments, UnlearnConfig
+from ..config.arguments import ModelArguments
+from ..config.unlearn_config import UnlearnConfig
 from ..data import TokenizedData
 from ..data.encoding import encode
 from ..data.items import Item, Passage

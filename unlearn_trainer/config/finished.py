@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..training.checkpoints import RESULTS
 
 # Flags that name files and folders.
 PATHS = ("model_name_or_path", "tokenizer_name", "never_seen_model", "model_before", "forgotten_files", "data_dir")
@@ -70,3 +69,6 @@ def _moved(value, written, folder):
     moved = folder / inside
     # What is neither here nor there is a name on the Hub that begins like the folder.
     return str(moved) if moved.exists() or os.path.exists(value) or os.path.isabs(value) else value
+
+
+RESULTS = "results.json"

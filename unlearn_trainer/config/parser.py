@@ -14,7 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.hf_argparser import string_to_bool
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from ..errors import ConfigError, UnlearnError
+from ..errors import ConfigError, UnlearnError, did_you_mean
 from .arguments import (
     AuditArguments,
     DataArguments,
@@ -22,12 +22,11 @@ from .arguments import (
     ModelArguments,
     ObjectiveArguments,
     StageArguments,
-    UnlearnConfig,
     WeightArguments,
-    did_you_mean,
     objective_choices,
 )
 from .ranges import shown, with_short_words
+from .unlearn_config import UnlearnConfig
 
 PRESETS = Path(__file__).parent / "presets"
 PARSED = (ModelArguments, DataArguments, UnlearnConfig)

@@ -18,8 +18,9 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..head.chunked import Segment, Segments, TokenStatistics, attach_head
+from ..head.chunked import Segment, Segments, attach_head
 from ..head.packing import goes_by_mask, mask_for
+from ..objectives.statistics import TokenStatistics
 from . import metrics
 from .generation import continued_rows, question_rows
 from .prefix_tree import PrefixTree, collate_trees, split_by_size

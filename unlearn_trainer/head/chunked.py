@@ -21,8 +21,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
+from ..objectives.statistics import TokenStatistics
 from .projection import VocabularyHead
-from .tiles import DIFFERENTIABLE, Tile, TokenStatistics, reused
+from .tiles import DIFFERENTIABLE, Tile, reused
 
 # The bytes of the student's logits in a chunk; the teacher, who needs but one product, gets half of that. A GPU
 # multiplies so much faster than it reads that larger chunks pay.
@@ -41,7 +42,7 @@ class Segment:
     Args:
         positions: [n] flat indices into the [rows x length] hidden states that predict ``targets``.
         targets: [n] token ids.
-        needs: which of :data:`~.token_statistics.STATISTICS` to compute.
+        needs: which statistics to compute: ``nll``, ``kl``, ``teacher_nll``, ``reduced``, ``log_prob_moments``.
         loss: maps (statistics of some of the tokens, their slice of the segment) to (loss, terms): a scalar to be
             summed over all such calls, and the same split into the objective's parts. ``None`` computes statistics
             only.

@@ -13,7 +13,8 @@ import math
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from ..config.arguments import CHECKPOINTING, DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.unlearn_config import CHECKPOINTING, UnlearnConfig
 from ..data.collator import COMPANIONS
 from ..errors import ConfigError
 from ..head.chunked import chunk_tokens, tile_rows

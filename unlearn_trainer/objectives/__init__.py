@@ -3,9 +3,10 @@
 Any forget objective combines with any retain objective; ``none`` stands for no rows of that kind at all.
 """
 
-from .base import COUNTERS, IGNORED, Method, Objective, RowStatistics, predicted
+from .base import COUNTERS, IGNORED, Method, Objective, predicted
 from .forget import FORGET_OBJECTIVES
 from .retain import LINGTEA_RELEASED, LINGTEA_RELEASED_XGLM, RETAIN_OBJECTIVES
+from .statistics import RowStatistics
 
 # The settings are those published with a method, where they differ from what a run has by default.
 METHODS: dict[str, Method] = {

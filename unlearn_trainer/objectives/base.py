@@ -10,7 +10,7 @@ from typing import Annotated, Literal, get_args
 import torch
 
 from ..errors import ConfigError, did_you_mean
-from ..head.chunked import TokenStatistics
+from .statistics import RowStatistics, TokenStatistics
 
 IGNORED = -100
 # What the frozen original model has to run for.
@@ -43,20 +43,6 @@ class AtLeast:
 
 NotNegative = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, AtLeast(0, excluded=True)]
-
-
-@dataclasses.dataclass
-class RowStatistics:
-    """Figures of whole rows, each a tensor [rows]; a field nobody asked for is ``None``.
-
-    ``nll`` and ``teacher_nll`` are *sums* over the row's labelled tokens, in nats; ``tokens`` is their number.
-    ``alternative`` has the same figures of the row's alternative answer.
-    """
-
-    nll: torch.Tensor
-    tokens: torch.Tensor
-    teacher_nll: torch.Tensor | None = None
-    alternative: "RowStatistics | None" = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ import math
 import torch
 from torch.nn import functional as F
 
-from ..head.chunked import TokenStatistics
-from .base import NotNegative, Objective, Positive, RowStatistics
+from .base import NotNegative, Objective, Positive
+from .statistics import RowStatistics, TokenStatistics
 
 
 def gradient_ascent(tokens: TokenStatistics):

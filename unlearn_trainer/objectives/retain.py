@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from ..head.chunked import TokenStatistics
 from .base import Objective
+from .statistics import TokenStatistics
 
 
 def nll(tokens: TokenStatistics):

@@ -1,115 +1,12 @@
 """What a run leaves behind for people and scripts: ``results.json`` and the table printed at its end."""
 
-import json
 import math
-import os
-import platform
-import resource
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainingArguments
-
-from ..files import write_whole
-
-SCHEMA_VERSION = 1
-REQUIRED_KEYS = (
-    "schema_version",
-    "config",
-    "environment",
-    "languages",
-    "heldout_languages",
-    "dropped_rows",
-    "language_weights",
-    "unlearning_score",
-    "timing",
-)
 PHASES = {"before": "before", "after": "after", "never_seen": "unseen"}
-
-
-def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
-    """Writes ``results`` (the schema of results.json) as :func:`write_json` does.
-
-    Raises ValueError for a missing key, another schema version, results with neither `before` nor `after`, or figures
-    of a language that is not listed, and TypeError for a value that JSON cannot hold.
-    """
-    _check_schema(results)
-    write_json(path, results)
-
-
-def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes ``content`` as strict JSON: whole, or not at all.
-
-    NaN and infinity have no JSON form and become null; numpy and torch scalars become numbers. An earlier file at
-    ``path`` stays until the new one is complete, also when this call fails. Missing folders are made.
-
-    Raises TypeError for a value that JSON cannot hold.
-    """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text)
-
-
-def configuration(model_args: Any, data_args: Any, args: TrainingArguments) -> dict[str, Any]:
-    """Every flag by its name, with secrets hidden as transformers does."""
-    return {**vars(model_args), **vars(data_args), **json.loads(args.to_json_string())}
-
-
-def environment(device: torch.device, world_size: int) -> dict[str, Any]:
-    """What the figures were made with: package versions, commit of the checkout, device and number of processes."""
-    packages = ("unlearn-trainer", "torch", "transformers", "accelerate", "datasets", "deepspeed", "peft")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    root = Path(__file__).resolve().parents[2]
-    git = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "versions": versions | {"python": platform.python_version()},
-        "commit": git.stdout.strip() or None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "world_size": world_size,
-    }
-
-
-def peak_memory() -> int:
-    """Bytes at the peak: of this process's GPU where it has one, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _check_schema(results: dict[str, Any]) -> None:
-    missing = [key for key in REQUIRED_KEYS if key not in results]
-    if missing:
-        raise ValueError(f"results lack {', '.join(missing)}")
-    if results["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"results have schema_version {results['schema_version']!r}, not {SCHEMA_VERSION}")
-    if "before" not in results and "after" not in results:
-        raise ValueError("results have neither `before` nor `after`")
-    listed = {*results["languages"], *results["heldout_languages"]}
-    for phase in PHASES:
-        for split, figures in (results.get(phase) or {}).items():
-            if unlisted := sorted(set(figures) - listed):
-                raise ValueError(f"results: {phase}/{split} has figures of unlisted languages: {', '.join(unlisted)}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)

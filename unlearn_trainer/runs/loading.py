@@ -6,7 +6,8 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
-from ..config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.unlearn_config import UnlearnConfig
 from ..data import (
     Item,
     TokenizedData,

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..evaluation.greedy_text import SIGNS
 from ..weights.callback import remembered
 

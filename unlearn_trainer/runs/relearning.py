@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..console import CompactPrinter
 from ..errors import ConfigError, DataError
 from ..trainer import UnlearnTrainer

@@ -2,19 +2,23 @@
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
-from ..config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..data import TokenizedData
-from ..data.batch import learned_positions
+from ..data.row_checks import learned_positions
 from ..evaluation.greedy_text import GreedyText, sample_greedy_text, shares
-from ..report.table import SCHEMA_VERSION, configuration, environment, peak_memory
+from ..files import write_json
+from ..report.table import PHASES
 from ..trainer import UnlearnTrainer
+from .environment import configuration, environment, peak_memory
 
 # Of every split and language at every evaluation.
 CURVE = ("memorization_accuracy", "extraction_strength", "loss", "perplexity")
@@ -145,3 +149,44 @@ def show(texts: list[GreedyText]) -> None:
         first.setdefault((text.split, text.language), text)
     for (split, language), text in first.items():
         say(f"{split} {language}: {text.prompt[-80:]!r} goes on with {text.text[:160]!r}")
+
+
+SCHEMA_VERSION = 1
+
+
+REQUIRED_KEYS = (
+    "schema_version",
+    "config",
+    "environment",
+    "languages",
+    "heldout_languages",
+    "dropped_rows",
+    "language_weights",
+    "unlearning_score",
+    "timing",
+)
+
+
+def write_results(path: str | os.PathLike, results: dict[str, Any]) -> None:
+    """Writes ``results`` (the schema of results.json) as :func:`write_json` does.
+
+    Raises ValueError for a missing key, another schema version, results with neither `before` nor `after`, or figures
+    of a language that is not listed, and TypeError for a value that JSON cannot hold.
+    """
+    _check_schema(results)
+    write_json(path, results)
+
+
+def _check_schema(results: dict[str, Any]) -> None:
+    missing = [key for key in REQUIRED_KEYS if key not in results]
+    if missing:
+        raise ValueError(f"results lack {', '.join(missing)}")
+    if results["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"results have schema_version {results['schema_version']!r}, not {SCHEMA_VERSION}")
+    if "before" not in results and "after" not in results:
+        raise ValueError("results have neither `before` nor `after`")
+    listed = {*results["languages"], *results["heldout_languages"]}
+    for phase in PHASES:
+        for split, figures in (results.get(phase) or {}).items():
+            if unlisted := sorted(set(figures) - listed):
+                raise ValueError(f"results: {phase}/{split} has figures of unlisted languages: {', '.join(unlisted)}")

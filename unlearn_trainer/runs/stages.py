@@ -11,11 +11,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..config.arguments import ModelArguments, UnlearnConfig
+from ..config.arguments import ModelArguments
+from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..data import TokenizedData
-from ..data.batch import check_rows, learned_positions
 from ..data.collator import TrainingRows, with_companions
+from ..data.row_checks import check_rows, learned_positions
 from ..engine.engines import engine_of_its_own
 from ..errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from ..files import make_own_folder, name_whole_folder, read_own_json, remove_own_folder

@@ -9,12 +9,14 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save_file
 
-from ..config.arguments import DataArguments, ModelArguments, UnlearnConfig
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.finished import RESULTS
+from ..config.unlearn_config import UnlearnConfig
 from ..errors import ConfigError
+from ..files import write_json
 from ..memory.estimate import OPTIMIZER_BYTES, build_on_meta
 from ..model.loading import load_config
-from ..report.table import configuration, write_json
-from ..training.checkpoints import RESULTS
+from .environment import configuration
 
 TRIAL = ".trial-"  # beginning of the name of the folder that is made and removed again
 

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import reduce
 from torch import nn
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..data.batch import group_tokens, rows_of
 from ..engine.engines import is_sharded
 from ..errors import ConfigError

@@ -5,13 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..data.batch import GROUPS, GroupTokens, LabelTokens, group_tokens, label_tokens, rows_of
 from ..errors import ConfigError
 from ..evaluation.evaluator import row_figures
 from ..head.chunked import LayerSegment, Segment, Segments
 from ..head.packing import Layout
-from ..head.tiles import TokenStatistics
 from ..objectives import (
     COUNTERS,
     FORGET_OBJECTIVES,
@@ -22,6 +21,7 @@ from ..objectives import (
     Objective,
     RowStatistics,
 )
+from ..objectives.statistics import TokenStatistics
 from ..teacher.teachers import Asked, Teacher, asked_of
 from ..weights.callback import LanguageWeightCallback
 

@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from ..config.arguments import ModelArguments, UnlearnConfig
+from ..config.arguments import ModelArguments
+from ..config.unlearn_config import UnlearnConfig
 from ..data.batch import GroupTokens
 from ..engine.engines import gathered, held_part, prepare_frozen
 from ..errors import ConfigError

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 
 
 def has_saves_of_its_own(args: UnlearnConfig) -> bool:

@@ -15,12 +15,13 @@ from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..config.arguments import ModelArguments, UnlearnConfig
+from ..config.arguments import ModelArguments
+from ..config.finished import RESULTS
+from ..config.unlearn_config import UnlearnConfig
 from ..engine.unpickling import check_pickles
 from ..errors import ConfigError, Terminated
 from ..files import make_own_folder, remove_own_folder
 
-RESULTS = "results.json"
 UNFINISHED = "unfinished"  # folder in which a checkpoint is written before it gets its name
 SAME_SIGNAL = 1.0  # seconds
 LAST_WRITTEN = "trainer_state.json"  # of the files of a checkpoint

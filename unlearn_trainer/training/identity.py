@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerState, get_scheduler
 from transformers.utils import logging
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..data.collator import rows_digest
 from ..engine.fingerprint import fingerprint
 from ..errors import ConfigError

@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase
 
-from ..config.arguments import UnlearnConfig
+from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..errors import ConfigError
 

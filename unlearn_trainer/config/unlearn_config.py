@@ -1,0 +1,325 @@
+"""Every setting of a training: the standard TrainingArguments and the flags of unlearning."""
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import json
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames, trainer_log_levels
+
+from ..errors import ConfigError, did_you_mean
+from ..objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+from .arguments import (
+    AuditArguments,
+    MethodArguments,
+    ObjectiveArguments,
+    StageArguments,
+    WeightArguments,
+    objective_choices,
+)
+from .checks import check_choice, check_literals, flag, require, split_commas
+from .ranges import check_values, shown, with_short_words
+
+CHOICES = {
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+    "log_level": trainer_log_levels,
+    "log_level_replica": trainer_log_levels,
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
+}
+
+
+# What a release of transformers calls it that activations are computed again instead of kept; it may know both names.
+_NAMES = ("activation_checkpointing", "gradient_checkpointing")
+
+
+CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
+
+
+# Flags of TrainingArguments that would do nothing here, with their defaults and the reason.
+WITHOUT_EFFECT = {
+    "label_smoothing_factor": (0.0, "the objectives define the loss"),
+    "train_sampling_strategy": ("random", "the order of the rows is that of --language_sampling and --schedule"),
+    "auto_find_batch_size": (
+        False,
+        "the rows of each step are shared out before the first; where memory runs out, halve "
+        "--per_device_train_batch_size and double --gradient_accumulation_steps, which gives the same step",
+    ),
+    "dataloader_drop_last": (False, "every step is full, whatever the number of rows"),
+}
+
+
+@contextlib.contextmanager
+def _refused_by_transformers(arguments: TrainingArguments):
+    """Within the context, where nothing of this package runs, an error is about the values of ``arguments``.
+
+    Raises:
+        ConfigError: names the flag whose name or value the error speaks of, or else those that are given.
+    """
+    changed = {
+        item.name: getattr(arguments, item.name)
+        for item in fields(TrainingArguments)
+        if item.name != "output_dir" and getattr(arguments, item.name) != item.default
+    }
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # of many kinds, some of accelerate or the file system
+        said = " ".join(str(error).split()) or type(error).__name__
+        if "--" in said:
+            raise ConfigError(with_short_words(said)) from error
+        quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said)
+        named = [name for name in changed if re.search(rf"\b{name}\b", said)]
+        named = named or [name for name, value in changed.items() if any(word in str(value) for word in quoted)]
+        flags = " or ".join(f"--{name} {shown(changed[name])}" for name in named or changed)
+        raise ConfigError(f"{flags}: {shown(said)}") from error
+
+
+@dataclass
+class UnlearnConfig(
+    StageArguments, AuditArguments, ObjectiveArguments, MethodArguments, WeightArguments, TrainingArguments
+):
+    """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
+
+    After construction objectives, coefficients and `retain_weighting` are those of the method where they were not
+    given, `forget_target` is a float or `"auto"`, and `stop_when_forgotten` is a bool. `dataclasses.replace` keeps
+    these resolved values: to change the method of an existing config set them to `None` as well.
+
+    Raises:
+        ConfigError: a value out of range or a combination without meaning; names the flags and the remedy.
+    """
+
+    logging_nan_inf_filter: bool = flag(False, "Hide NaN and infinite losses from the logs.")
+    load_best_model_at_end: bool | None = flag(
+        None,
+        "Save the best model of the evaluations and end with it; with `target` by default, if it saves.",
+    )
+
+    def __post_init__(self):
+        check_values(self)
+        if self.load_best_model_at_end and self.metric_for_best_model is None:
+            self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
+        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
+            require(Path(self.deepspeed).is_file(), f"--deepspeed {self.deepspeed}: there is no such file")
+        self._check_launched()
+        check_literals(self)
+        for name, choices in CHOICES.items():
+            check_choice(self, name, [getattr(choice, "value", choice) for choice in choices])
+        if isinstance(self.report_to, str):
+            self.report_to = split_commas([self.report_to])
+        with _refused_by_transformers(self):
+            super().__post_init__()
+        for name in ("audit_checks", "audit_relearn_languages"):
+            setattr(self, name, split_commas(getattr(self, name)))
+        self.remove_unused_columns = False  # the collator's columns are not arguments of the model
+        self.restore_callback_states_from_checkpoint = True  # the language weights live in a callback
+        self._resolve_objectives()
+        if self.relearn_rate is None:
+            self.relearn_rate = 7 * self.learning_rate  # as measured on the quickstart; see docs/methods.md
+        if self.stop_when_forgotten is None:
+            self.stop_when_forgotten = self.forget_weighting == "target"
+        if self.forget_target != "auto":
+            try:
+                self.forget_target = float(self.forget_target)
+            except ValueError:
+                raise ConfigError(
+                    f"--forget_target must be a number or auto, not {shown(self.forget_target)}"
+                ) from None
+        self._check_ranges()
+        self._check_combinations()
+
+    def __getstate__(self) -> dict:
+        """Without the token of the Hub: a Trainer pickles its arguments beside every model, for others to read."""
+        return {**vars(self), "hub_token": None}
+
+    def __copy__(self) -> "UnlearnConfig":
+        copied = object.__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
+    def __deepcopy__(self, memo: dict) -> "UnlearnConfig":
+        copied = memo[id(self)] = object.__new__(type(self))
+        vars(copied).update(copy.deepcopy(vars(self), memo))
+        return copied
+
+    def needs_companion(self, companion: str) -> bool:
+        """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
+        objective = FORGET_OBJECTIVES.get(self.forget_objective)
+        return objective is not None and companion in objective.needs
+
+    def _check_launched(self) -> None:
+        """Refuse an engine of several processes in one that no launcher started, which would look for MPI."""
+        for name in ("deepspeed", "fsdp"):
+            by_mpi = name == "deepspeed" and importlib.util.find_spec("mpi4py") is not None
+            require(
+                not getattr(self, name) or self.estimate_memory or by_mpi or "RANK" in os.environ,
+                f"--{name} is for processes that a launcher starts: run `accelerate launch run_unlearn.py ...`, "
+                "`torchrun --nproc_per_node 1 run_unlearn.py ...` or, for --deepspeed, `deepspeed run_unlearn.py ...`",
+            )
+
+    def _resolve_objectives(self) -> None:
+        check_choice(self, "method", objective_choices()["method"])
+        for name in ("forget_objective", "retain_objective"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(METHODS[self.method], name))
+            check_choice(self, name, objective_choices()[name])
+        published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform", "relearn_coef": 0.0}
+        for name, value in (published | METHODS[self.method].settings).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def _check_ranges(self) -> None:
+        for name in ("logging", "eval", "save"):
+            by_steps = getattr(self, f"{name}_strategy") == IntervalStrategy.STEPS
+            require(not by_steps or getattr(self, f"{name}_steps") > 0, f"--{name}_steps must be above 0, not 0")
+        for name in (
+            "forget_coef",
+            "retain_coef",
+            "counterpart_coef",
+            "retain_eta",
+            "retain_epsilon",
+            "retain_weight_min",
+            "weight_decay",
+            "relearn_coef",
+            "relearn_rate",
+        ):
+            require(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
+        require(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
+        for objective in (*FORGET_OBJECTIVES.values(), *RETAIN_OBJECTIVES.values()):
+            objective.with_options(self)  # refuses what is out of the range in the objective's signature
+        for name in ("seed", "data_seed"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 2**32, f"--{name} must be 0 to {2**32 - 1}, not {value}")
+        for name in ("distill_temperature", "num_train_epochs", "memorize_epochs", "memorize_learning_rate"):
+            require(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
+        require(
+            self.audit_relearn_learning_rate > 0,
+            f"--audit_relearn_learning_rate must be above 0, not {self.audit_relearn_learning_rate}",
+        )
+        audited = ("audit_relearn_steps", "audit_relearn_batch_size")
+        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+        for name in (*counts, *audited, "weight_update_steps", "patience", "relearn_steps"):
+            require(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
+        require(0 <= self.distill_constant <= 1, f"--distill_constant must be 0 to 1, not {self.distill_constant}")
+        require(
+            self.forget_target == "auto" or 0 <= self.forget_target <= 1,
+            f"--forget_target must be 0 to 1, or auto, not {self.forget_target}",
+        )
+        require(
+            self.retain_weight_min <= 1 <= self.retain_weight_max,
+            "--retain_weight_min and --retain_weight_max must enclose 1, the weight at the start, not "
+            f"{self.retain_weight_min} and {self.retain_weight_max}",
+        )
+        require(
+            self.max_retain_perplexity_ratio is None or self.max_retain_perplexity_ratio > 1,
+            f"--max_retain_perplexity_ratio must be above 1, not {self.max_retain_perplexity_ratio}",
+        )
+
+    def _check_engine_options(self) -> None:
+        """Refuse what torch and the optimizers would refuse at the first step."""
+        for part in filter(None, (self.optim_args or "").replace(" ", "").split(",")):
+            require(
+                re.fullmatch(r"[^=]+=[^=]+", part) is not None,
+                f"--optim_args {self.optim_args}: {part} is no name=value; give such as rank=64,scale=0.1",
+            )
+        known = [*inspect.signature(checkpoint).parameters, "preserve_rng_state"]
+        for name in self.gradient_checkpointing_kwargs or {}:
+            require(
+                name in known,
+                f"--gradient_checkpointing_kwargs has no {name}{did_you_mean(name, known)}",
+            )
+        if self.torch_compile_backend is not None:
+            backends = torch.compiler.list_backends(())
+            require(
+                self.torch_compile_backend in backends,
+                f"--torch_compile_backend {self.torch_compile_backend} is not one of {', '.join(backends)}",
+            )
+
+    def _check_combinations(self) -> None:
+        for name, (default, reason) in WITHOUT_EFFECT.items():
+            value = getattr(self, name, default)
+            require(value == default, f"--{name} {value} would have no effect, because {reason}; leave it out")
+        self._check_engine_options()
+        try:  # a small one of its kind, whose arguments only its own function knows
+            unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+            get_scheduler(self.lr_scheduler_type, unused, 1, 10, dict(self.lr_scheduler_kwargs or {}))
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise ConfigError(
+                f"--lr_scheduler_kwargs {json.dumps(self.lr_scheduler_kwargs)} does not fit --lr_scheduler_type "
+                f"{self.lr_scheduler_type.value}: {error}"
+            ) from error
+        forgets = self.forget_objective != "none" and self.forget_coef > 0
+        retains = self.retain_objective != "none" and self.retain_coef > 0
+        require(
+            forgets or retains,
+            "nothing to train: --forget_objective or --retain_objective must be other than none, with a coefficient "
+            "above 0",
+        )
+        require(
+            self.forget_weighting == "uniform" or (forgets and self.forget_objective != "nll"),
+            f"--forget_weighting {self.forget_weighting} needs something to be forgotten, but --forget_objective is "
+            f"{self.forget_objective}; choose --forget_weighting uniform or another objective",
+        )
+        require(
+            not self.project_forget_gradient or (forgets and retains and self.schedule == "joint"),
+            "--project_forget_gradient needs forget and retain rows in every batch: give both objectives and "
+            "--schedule joint, or leave it out",
+        )
+        require(
+            self.relearn_coef == 0 or (forgets and self.forget_objective != "nll"),
+            f"--relearn_coef {self.relearn_coef} guards what is forgotten, but --forget_objective is "
+            f"{self.forget_objective}; leave it out",
+        )
+        surgery = "--relearn_coef" if self.relearn_coef else "--project_forget_gradient"
+        reentrant = self.gradient_checkpointing and (self.gradient_checkpointing_kwargs or {}).get("use_reentrant")
+        require(
+            not reentrant or not (self.relearn_coef or self.project_forget_gradient),
+            f"{surgery} takes gradients by torch.autograd.grad, which reentrant checkpointing does not allow: give "
+            f"--{CHECKPOINTING}_kwargs '{{\"use_reentrant\": false}}', or leave one of the two out",
+        )
+        require(
+            self.retain_weighting == "uniform" or retains,
+            f"--retain_weighting {self.retain_weighting} has nothing to weigh, because --retain_objective is none; "
+            "choose --retain_weighting uniform or a retain objective",
+        )
+        for name, default in (("lingtea_alignment", "paper"), ("distill_weighting", "token")):
+            require(
+                getattr(self, name) == default or self.retain_objective == "lingtea",
+                f"--{name} {getattr(self, name)} belongs to --retain_objective lingtea, which is "
+                f"{self.retain_objective} here; leave one of the two out",
+            )
+        require(
+            not (self.memorize_first and self.method == "memorize"),
+            "--memorize_first is a stage before a method, and --method memorize is that stage itself; leave one out",
+        )
+        require(
+            not (self.train_never_seen and self.never_seen_model),
+            "--train_never_seen and --never_seen_model give the same thing twice; leave one out",
+        )
+        # The last two are trackers of whose presence transformers does not tell.
+        trackers = [*get_available_reporting_integrations(), "azure_ml", "flyte"]
+        for name in self.report_to:
+            require(
+                name in trackers,
+                f"--report_to {name} is not installed, or unknown to transformers; install it, or choose none",
+            )
+        require(
+            self.n_gpu <= 1 or self.estimate_memory,
+            f"this one process sees {self.n_gpu} GPUs: start one process a GPU with `accelerate launch "
+            f"--num_processes {self.n_gpu} run_unlearn.py ...`, or show it a single one with CUDA_VISIBLE_DEVICES=0",
+        )

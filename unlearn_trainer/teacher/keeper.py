@@ -1,0 +1,93 @@
+"""Which teacher a trainer has: resident, or its answers in a file."""
+
+from pathlib import Path
+
+import torch
+
+from ..data.batch import GroupTokens
+from ..engine.engines import is_sharded
+from ..errors import ConfigError
+from .cache import CachedTeacher, TeacherCache
+from .teachers import Asked, ResidentTeacher, asked_of
+
+
+class KeepsTeacher:
+    """The part of ``UnlearnTrainer`` that tells teachers apart and caches their answers."""
+
+    def _questions(self) -> list[Asked]:
+        """All that the objectives ask the teacher."""
+        return [
+            asked
+            for side, objective in self.objectives.items()
+            if objective is not None
+            for asked in asked_of(side, objective, self.layer)
+        ]
+
+    def _teacher_signature(self) -> list[float] | None:
+        """Figures that tell one teacher from another under any engine: some of one row's last hidden state."""
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.signature
+        if not isinstance(self.teacher, ResidentTeacher):
+            return None
+        side = "retain" if self._items["retain"] else "forget"
+        row = next(iter(self._items[side][0].values()))
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
+        last = batch["attention_mask"][:1].sum(1) - 1
+        first_row = torch.zeros_like(last)
+        token = GroupTokens(first_row, first_row, last, first_row, first_row)
+        with self.accelerator.autocast():
+            return self.teacher.states(Asked(side, "hidden"), batch, token)[0, :8].tolist()
+
+    def cache_teacher(self, steps: int) -> None:
+        """Replace a resident teacher by its hidden states in a file, where that is asked for or saves time.
+
+        By itself (``--teacher auto``) it does so when the training passes over the teacher's rows more than once.
+
+        Args:
+            steps: optimizer steps of the training.
+
+        Raises:
+            ConfigError: the teacher is sharded, or the disk is too small.
+        """
+        wish = self.args.teacher
+        if not isinstance(self.teacher, ResidentTeacher) or wish not in ("auto", "cached"):
+            return
+        if is_sharded(self.accelerator):
+            if wish == "cached":
+                raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
+            return
+        questions = self._questions()
+        sides = {asked.group: "retain" if asked.group == "retain" else "forget" for asked in questions}
+        trained = {
+            group: sorted(row for item in self._items[side] for row in item.values()) for group, side in sides.items()
+        }
+        cache = TeacherCache(
+            Path(self.args.output_dir) / "teacher",
+            self.train_dataset,
+            questions,
+            trained,
+            self.teacher.model.config.get_text_config().hidden_size,
+            self.teacher.head.module.weight.shape[1],
+        )
+        if wish == "auto":
+            epochs = steps / self._steps_per_epoch()
+            drawn = sum(epochs * self.train_sampler.rows_of_epoch(side == "forget") for side in sides.values())
+            if drawn <= sum(map(len, trained.values())) or not cache.is_small:
+                return
+        with self.accelerator.autocast():
+            self.teacher = cache.load(
+                self.teacher,
+                self.teacher.model,
+                self._teacher_signature(),
+                lambda rows: self._prepare_inputs(self.data_collator(rows)),
+                self.args.per_device_eval_batch_size,
+                self.accelerator.mixed_precision,
+                not self.args.disable_tqdm,
+            )
+        self.step_loss.teacher = self.teacher
+        self._teacher_cache = cache
+
+    def remove_teacher_cache(self) -> None:
+        """Delete the file of a finished training's teacher; one that was told to stop will need it."""
+        if self._teacher_cache is not None and not self.terminated:
+            self._teacher_cache.remove()
