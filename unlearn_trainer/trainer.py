@@ -26,7 +26,7 @@ from .evaluation.evaluator import MultilingualEvaluator
 from .head.chunked import attach_head
 from .head.packing import lay_out
 from .model.layers import check_trained
-from .model.loading import check_adapter
+from .model.loading import check_adapter, check_given
 from .model.randomness import disable_dropout, switch_off_chance
 from .model.saving import SavedAsLoaded
 from .step.gradient_surgery import surgeries
@@ -49,6 +49,7 @@ NOT_TAKEN = {
     "train_dataset": "pass forget_dataset and retain_dataset",
     "data_collator": "UnlearnCollator makes batches of both kinds of rows",
     "compute_metrics": "MultilingualEvaluator measures, and keeps no logits",
+    "model_init": "pass the loaded model",
     "compute_loss_func": "register an objective, see docs/extending.md",
 }
 # What processes add up to agree on a signal: one Ctrl-C outweighs any number of SIGTERM.
@@ -77,8 +78,9 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             (``lingtea_alignment="released"`` with XGLM); by default that of the longest row, in multiples of 8.
 
     Raises:
-        ConfigError: a dataset that the method needs is missing, empty, or not of tokenized rows; rows are longer than
-            the model's table of positions; an argument of a Trainer that has no use here.
+        ConfigError: no loaded causal language model; a dataset that the method needs is missing, empty, or not of
+            tokenized rows; rows are longer than the model's table of positions; an argument of a Trainer that has no
+            use here.
     """
 
     def __init__(
@@ -100,6 +102,9 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
         for name, instead in NOT_TAKEN.items():
             if kwargs.get(name) is not None:
                 raise ConfigError(f"UnlearnTrainer takes no {name}: {instead}")
+        check_given(model)
+        if teacher is not None:
+            check_given(teacher, "teacher")
         if not isinstance(args, UnlearnConfig):
             raise ConfigError(f"args is a {type(args).__name__}; pass an UnlearnConfig")
         self.languages, self.heldout_languages = list(languages), list(heldout_languages)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -28,7 +29,7 @@ from transformers.integrations.deepspeed import (
 
 from ..config.arguments import ModelArguments
 from ..data.items import shorten
-from ..errors import ConfigError
+from ..errors import ConfigError, show_name
 from .adapter_folders import chain_of, is_adapter, resize_for, sized_for, untie_adapted
 from .adapters import lora_targets, unfit_for_lora
 from .saving import as_loaded, lend_padding, refusal_to_save
@@ -314,21 +315,53 @@ def _load(auto_class, what: str, name: str, flag: str, **settings):
         raise ConfigError(f"{flag} {name} ({place}): no {what} could be loaded from it: {reason}") from error
 
 
+def check_given(model: object, named: str = "model") -> None:
+    """Refuses what Python code hands over in place of a loaded causal language model, perhaps with an adapter.
+
+    Raises:
+        ConfigError: it is a name, a folder, a class and the like, another kind of model, or one without a head.
+    """
+    remedy = "pass a loaded causal language model: AutoModelForCausalLM.from_pretrained(name or folder)"
+    kind = f"the class {model.__name__}" if isinstance(model, type) else f"a {type(model).__name__}"
+    if model is None:
+        raise ConfigError(f"{named} is None; {remedy}")
+    if isinstance(model, (str, Path)):
+        raise ConfigError(f"{named} is the name {show_name(model, 200)}; {remedy}")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{named} is {kind}; {remedy}")
+    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = getattr(plain, "config", None)
+    if not isinstance(config, PretrainedConfig) or not hasattr(plain, "get_output_embeddings"):
+        raise ConfigError(f"{named} is {kind}, no model of transformers; {remedy}")
+    if problem := _not_causal(config):
+        raise ConfigError(f"{named} {type(plain).__name__} ({config.model_type}) is {problem}; {remedy}")
+    if plain.get_output_embeddings() is None:
+        raise ConfigError(
+            f"{named} {type(plain).__name__} ({config.model_type}) has no head over the vocabulary, as AutoModel and "
+            f"classifiers have none; {remedy}"
+        )
+
+
 def _check_is_causal(config: PretrainedConfig, name: str, flag: str) -> None:
-    kind = None
-    if getattr(config, "is_encoder_decoder", False):
-        kind = "an encoder-decoder"
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and not (
-        getattr(config, "is_decoder", False) or getattr(config, "causal", False)  # XLM's word for it
-    ):
-        kind = "an encoder, whose predictions see the whole text"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    kind = _not_causal(config)
+    if kind is None and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = "no language model that generates text from left to right"
     if kind:
         raise ConfigError(
             f"{flag} {name} ({config.model_type}) is {kind}; choose a causal language model such as "
             "XGLM, BLOOM, Llama, Qwen or Gemma"
         )
+
+
+def _not_causal(config: PretrainedConfig) -> str | None:
+    """The kind of model that ``config`` is of, where its predictions are not of what follows."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    # `causal` is XLM's word for it.
+    is_decoder = getattr(config, "is_decoder", False) or getattr(config, "causal", False)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not is_decoder:
+        return "an encoder, whose predictions see the whole text"
+    return None
 
 
 def _check_ids_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
