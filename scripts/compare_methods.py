@@ -29,13 +29,13 @@ The columns of the table, each the mean over the seeds and the standard deviatio
 import argparse
 import dataclasses
 import json
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from run_unlearn import make_trainer
@@ -51,6 +51,7 @@ from unlearn_trainer.runs.environment import environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.relearning import STEPS, regained, relearn
 from unlearn_trainer.runs.stages import prepare_stages, stage_folder
+from unlearn_trainer.weights.callback import perplexity_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Path(__file__).with_suffix(".json")
@@ -246,7 +247,7 @@ def summary(found: dict, before: dict, never_seen: dict) -> dict[str, float]:
     unseen = "test" if "test" in found["loss"] else "valid"  # some methods take rows of valid for themselves
     for split, column in (("retain", "retain_ratio"), (unseen, "unseen_ratio")):
         grown = [loss - before["loss"][split][language] for language, loss in found["loss"][split].items()]
-        cells[column] = math.exp(min(700.0, max(grown)))
+        cells[column] = perplexity_ratio(float(np.max(grown)))  # np.max keeps NaN
     back, unseen_back = (
         {language: statistics.fmean(others.values()) for language, others in each["regained"].items()}
         for each in (found, never_seen)

@@ -35,6 +35,7 @@ from unlearn_trainer.files import held_folder, read_own_json, write_json, write_
 from unlearn_trainer.runs.environment import configuration, environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.stages import prepare_stages
+from unlearn_trainer.weights.callback import perplexity_ratio
 
 Matrix = list[list[float | None]]
 PERMUTATIONS = 1999
@@ -235,7 +236,7 @@ def _kept_ratio(row):
     """How much the retain perplexity of the trained languages grew, the worst of all; None without retain rows."""
     before, after = row["before"].get("retain", {}), row["after"].get("retain", {})
     grown = [after[code]["loss"] - before[code]["loss"] for code in before if code in after]
-    return math.exp(min(700.0, max(grown))) if grown else None
+    return perplexity_ratio(float(np.max(grown))) if grown else None  # np.max keeps NaN
 
 
 def markdown(found: Mapping) -> str:

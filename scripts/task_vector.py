@@ -11,7 +11,6 @@ most --max_perplexity_ratio times that of the start. The output folder holds wha
 
 import argparse
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from unlearn_trainer.runs.loading import load_rows
 from unlearn_trainer.runs.results import write_results
 from unlearn_trainer.runs.stages import PLAIN_TRAINING, prepare_stages
 from unlearn_trainer.training.checkpoints import checkpoint_to_resume
+from unlearn_trainer.weights.callback import perplexity_ratio
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
 FINE_TUNING = PLAIN_TRAINING | {
@@ -68,7 +68,7 @@ def try_scales(trainer, start: dict, step: dict, scales: Sequence[float]) -> lis
         row = {
             "scale": scale,
             "worst_memorization_accuracy": max(each["memorization_accuracy"] for each in figures["forget"].values()),
-            "perplexity_ratio": math.exp(min(700.0, sum(grown) / len(grown))),
+            "perplexity_ratio": perplexity_ratio(sum(grown) / len(grown)),
             "unlearning_score": weights.score(figures),
         }
         score = "none" if row["unlearning_score"] is None else f"{row['unlearning_score']:.3f}"

@@ -243,7 +243,7 @@ def test_twice_is_no_loop(ids):
 @pytest.mark.parametrize("split", ["retain", "valid"])
 @pytest.mark.parametrize(
     ("rise", "shown"),
-    [(math.log(1.9), None), (math.log(3), "3 times"), (math.inf, "times"), (math.nan, "times"), (-5.0, None)],
+    [(math.log(1.9), None), (math.log(3), "3 times"), (math.inf, "times"), (math.nan, "not a number"), (-5.0, None)],
 )
 def test_either_split_that_was_to_stay_is_named_where_its_perplexity_grew(split, rise, shown, memorized, tmp_path):
     results = run(memorized, tmp_path, *STEP, "--do_eval", "--learning_rate", "1e-9")

@@ -30,6 +30,14 @@ def test_leakage_is_a_share_of_what_could_be_forgotten(after, before, tau, expec
     assert script["leakage"](after, before, tau) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("broken", [[], ["en"], ["sw"], ["en", "sw"]])
+def test_a_perplexity_that_is_no_number_is_not_taken_for_a_kept_one(broken):
+    after = {code: {"loss": math.nan if code in broken else 3.0} for code in ("en", "sw")}
+    row = {"before": {"retain": {"en": {"loss": 2.0}, "sw": {"loss": 2.5}}}, "after": {"retain": after}}
+    ratio = script["_kept_ratio"](row)
+    assert math.isnan(ratio) if broken else ratio == pytest.approx(math.e)
+
+
 def test_where_nothing_was_known_nothing_leaks():
     assert script["leakage"](0.3, 0.31, 0.3) is None
 

@@ -497,6 +497,17 @@ def test_the_guard_stops_at_a_retain_perplexity_that_is_no_number(how, broken, v
         ruined["retain"][code]["loss"] = value
     weights.watch(ruined) if how == "watched" else weights.after_evaluation(ruined, 0.5, 2)
     assert "--max_retain_perplexity_ratio 3" in weights.stop_reason
+    assert ("not a number" if math.isnan(value) else "times its start") in weights.stop_reason
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("loss", "score"), [(2.0, 1.0), (math.nan, 0.0)])
+def test_a_loss_that_is_no_number_scores_nothing(language, loss, score, tmp_path):
+    weights = LanguageWeightCallback(LANGUAGES, policy(tmp_path))
+    weights.begin(figures())
+    found = figures(forget=(0.0, 0.0, 0.0))
+    found["valid"][language]["loss"] = loss
+    assert weights.score(found) == score
 
 
 def test_the_guard_stops_a_run_that_ruins_the_retain_set(memorized, tmp_path):

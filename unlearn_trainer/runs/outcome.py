@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..config.unlearn_config import UnlearnConfig
 from ..evaluation.greedy_text import SIGNS
-from ..weights.callback import remembered
+from ..weights.callback import perplexity_ratio, remembered
 
 logger = logging.get_logger(__name__)
 
@@ -119,10 +119,12 @@ def _rest_lost(results):
         if known:
             rise = sum(after[language]["loss"] - before[language]["loss"] for language in known) / len(known)
             if not rise <= math.log(GREW):  # NaN included
-                grown[split] = math.exp(min(rise, 700.0))
+                grown[split] = perplexity_ratio(rise)
     if not grown:
         return []
-    times = " and ".join(f"{split} perplexity is {ratio:.2g} times the start's" for split, ratio in grown.items())
+    said = {split: f"{ratio:.2g} times the start's" for split, ratio in grown.items()}
+    said |= {split: "not a number" for split, ratio in grown.items() if math.isnan(ratio)}
+    times = " and ".join(f"{split} perplexity is {words}" for split, words in said.items())
     stops_early = results["config"]["forget_weighting"] == "target"
     early = "" if stops_early else ", or stop early with --forget_weighting target"
     return [

@@ -44,6 +44,11 @@ def remembered(metric: float, start: float, target: float) -> float | None:
     return min(1.0, max(0.0, (metric - target) / (start - target)))
 
 
+def perplexity_ratio(rise: float) -> float:
+    """How many times the perplexity has become after the loss rose by ``rise``, e^rise; NaN where that is NaN."""
+    return math.exp(min(rise, 700.0))  # in this order: min() keeps its first argument against NaN
+
+
 def primal_dual_weights(
     weights: Sequence[float], excess: Sequence[float], eta: float, low: float, high: float
 ) -> list[float]:
@@ -269,7 +274,7 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         shares, ratios = {}, {}
         for index, language in enumerate(self.languages):
             shares[language] = remembered(metric[index], self.start[index], self.target[index])
-            ratios[language] = math.exp(min(700.0, loss[index] - loss_at_start[index]))
+            ratios[language] = perplexity_ratio(loss[index] - loss_at_start[index])
         return unlearning_score(shares, ratios)
 
     def logged_weights(self) -> dict[str, float]:
@@ -384,10 +389,9 @@ class LanguageWeightCallback(TrainerCallback, ExportableState):
         limit = self.policy.max_retain_perplexity_ratio
         known = [gap for gap in gaps if gap is not None]
         if limit and known and not sum(known) / len(known) <= math.log(limit):
-            ratio = math.exp(min(700.0, sum(known) / len(known)))
-            self.stop_reason = (
-                f"retain perplexity is {ratio:.3g} times its start (--max_retain_perplexity_ratio {limit:g})"
-            )
+            ratio = perplexity_ratio(sum(known) / len(known))
+            found = "not a number" if math.isnan(ratio) else f"{ratio:.3g} times its start"
+            self.stop_reason = f"retain perplexity is {found} (--max_retain_perplexity_ratio {limit:g})"
             logger.warning("stopping: %s", self.stop_reason)
 
     def _reweigh(self, step: int) -> None:
