@@ -14,4 +14,5 @@ export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extension
 nvidia-smi -L >/dev/null 2>&1 || export DS_ACCELERATOR=cpu
 
 ruff check .
+ruff format --check .
 python -m pytest "$@"
