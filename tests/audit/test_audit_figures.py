@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unlearn_trainer.audit import verdict
 from unlearn_trainer.audit.checks.memorization import privacy_leakage
 from unlearn_trainer.audit.figures import (
     area,
@@ -24,7 +25,7 @@ from unlearn_trainer.audit.figures import (
     rows_by_language,
     seed_of,
 )
-from unlearn_trainer.audit.verdict import counts_as_knowledge, judge, nothing_to_forget
+from unlearn_trainer.audit.results import Estimate, Name, Variant, read_figures
 from unlearn_trainer.evaluation.membership import auc
 
 
@@ -144,7 +145,8 @@ def test_seeds_differ_by_purpose_and_repeat():
 @pytest.mark.parametrize(("auc_now", "leak", "score"), [(0.5, 0, 1), (1.0, -100, 0), (0.0, 100, 0), (0.75, -50, 0.5)])
 def test_privacy_leakage_by_its_definition(auc_now, leak, score):
     figure = {"value": auc_now, "low": max(0, auc_now - 0.1), "high": min(1, auc_now + 0.1), "n": 9}
-    found = privacy_leakage(figure, {"value": 0.5})
+    leakage = privacy_leakage(Estimate(**figure), Estimate(0.5))
+    found = {str(name): each.as_json() for name, each in leakage.items()}
     assert found["privleak"]["value"] == pytest.approx(leak)
     assert found["privacy_score"]["value"] == pytest.approx(score)
     for each in found.values():
@@ -181,11 +183,20 @@ def unplaced(value, never_seen=0.02, before=1.0, width=0.02):
     return found | {"excess": {"value": value - never_seen, "low": value - never_seen - width, "high": value}}
 
 
+def judge(figures, doubts=None, withheld=None):
+    doubts = {Variant.named(name): reason for name, reason in (doubts or {}).items()}
+    return verdict.judge(read_figures(figures), doubts, withheld)
+
+
+def nothing_to_forget(figures):
+    return verdict.nothing_to_forget(read_figures(figures))
+
+
 UNSEEN_LOSS = figure(9.1, never_seen=9.0, before=0.1, width=0.4)
 
 
 @pytest.mark.parametrize(
-    ("figures", "verdict"),
+    ("figures", "expected"),
     [
         ({"memorization_accuracy": figure(0.03)}, "forgotten"),
         ({"memorization_accuracy": figure(0.9)}, "leaks"),
@@ -202,9 +213,9 @@ UNSEEN_LOSS = figure(9.1, never_seen=9.0, before=0.1, width=0.4)
         ({"memorization_accuracy": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9}}, "undecided"),
     ],
 )
-def test_the_rule(figures, verdict):
+def test_the_rule(figures, expected):
     found, reasons = judge({"loss": UNSEEN_LOSS, **figures})
-    assert found == verdict
+    assert found == expected
     assert reasons
 
 
@@ -213,8 +224,8 @@ def test_a_figure_that_nothing_can_be_said_of_leaves_a_language_undecided():
     assert judge(plain)[0] == "forgotten"
     # No never-seen model was asked the same; the attack did nothing; next to no rows.
     alone = {"value": 0.9, "low": 0.8, "high": 1.0, "n": 80}
-    verdict, reasons = judge(plain | {"asked_in_another_language/memorization_accuracy": alone})
-    assert verdict == "undecided" and "no such figure of a never-seen model" in reasons[0]
+    found, reasons = judge(plain | {"asked_in_another_language/memorization_accuracy": alone})
+    assert found == "undecided" and "no such figure of a never-seen model" in reasons[0]
     attacked = plain | {"relearned/memorization_accuracy": figure(0.03)}
     assert judge(attacked)[0] == "forgotten"
     assert judge(attacked, {"relearned": "it learned nothing"})[0] == "undecided"
@@ -235,15 +246,15 @@ def test_the_reasons_say_whether_it_was_attacked_and_whether_it_ever_knew():
     assert judge(plain | {"int4/extraction_strength": figure(0.03)})[1][0].startswith("no attack made found more")
     unknown = {key: value for key, value in figure(0.03).items() if key not in ("known", "position")}
     unknown["excess"] = {"value": 0.01, "low": 0.0, "high": 0.02}
-    verdict, reasons = judge({"memorization_accuracy": unknown})
-    assert verdict == "forgotten" and "no --model_before" in reasons[0]
+    found, reasons = judge({"memorization_accuracy": unknown})
+    assert found == "forgotten" and "no --model_before" in reasons[0]
 
 
 @pytest.mark.parametrize("attack", ["logit_lens", "steering"])
 def test_an_attack_that_cannot_be_made_leaves_open_whether_it_is_forgotten(attack):
     plain = {"memorization_accuracy": figure(0.03), "int4/extraction_strength": figure(0.03), "loss": UNSEEN_LOSS}
-    verdict, reasons = judge(plain, {}, {attack: "no single state"})
-    assert verdict == "undecided" and reasons == [f"{attack.replace('_', ' ')} cannot be made: no single state"]
+    found, reasons = judge(plain, {}, {attack: "no single state"})
+    assert found == "undecided" and reasons == [f"{attack.replace('_', ' ')} cannot be made: no single state"]
     leaking = plain | {"memorization_accuracy": figure(0.7)}
     assert judge(leaking, {}, {attack: "no single state"}) == judge(leaking)
 
@@ -269,7 +280,7 @@ def test_what_counts_as_knowledge():
         "int4/retain/memorization_accuracy",
         "relearned_from_other_text/extraction_strength",
     ]
-    assert [name for name in known + others if counts_as_knowledge(name)] == known
+    assert [name for name in known + others if Name.read(name).counts_as_knowledge] == known
 
 
 def test_nothing_to_forget_needs_both_models():

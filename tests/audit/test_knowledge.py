@@ -183,7 +183,7 @@ def facts(subject_of):
 
 
 def test_probing_equals_plain_logits_and_loops(facts):
-    found, model = probing(facts), facts.load()
+    found, model = probing(facts).as_json(), facts.load()
     assert list(found["rows"]["probing_accuracy"]) == ALL
     ranks = []
     for language in ALL:
@@ -211,7 +211,7 @@ def naive_rank_consistency(first, second):
 
 
 def test_rank_consistency_equals_plain_logits_and_loops(facts):
-    found, model = probing(facts), facts.load()
+    found, model = probing(facts).as_json(), facts.load()
     order = {
         (row["item"], code): sorted(range(4), key=candidate_losses(model, row, False).__getitem__)
         for code in ALL
@@ -269,7 +269,7 @@ def test_only_rows_with_the_same_candidates_are_compared():
 def test_rows_that_lost_a_candidate_to_truncation_have_no_part_in_the_consistency(subject_of):
     """Here two languages lose one each, but another one: equally many are left, in other places."""
     subject = subject_of({"forget": [cloze(item) for item in range(2)]})
-    assert as_pairs(probing(subject)["rows"]["rank_consistency"]["en"]).keys() == {0, 1}
+    assert as_pairs(probing(subject).as_json()["rows"]["rank_consistency"]["en"]).keys() == {0, 1}
     rows = subject.datasets["forget"].to_list()
     for row in rows:
         lost = {"sw": 2, "de": 3}.get(ALL[row["language"]])
@@ -277,7 +277,7 @@ def test_rows_that_lost_a_candidate_to_truncation_have_no_part_in_the_consistenc
             for name in ("candidate_input_ids", "candidate_labels", "candidate_correct"):
                 del row[name][lost]
     subject.datasets = {"forget": datasets.Dataset.from_list(rows)}
-    found = probing(subject)["rows"]
+    found = probing(subject).as_json()["rows"]
     for code in ALL:
         assert as_pairs(found["rank_consistency"][code]).keys() == {0}
         assert as_pairs(found["probing_accuracy"][code]).keys() == {0, 1}
@@ -285,9 +285,9 @@ def test_rows_that_lost_a_candidate_to_truncation_have_no_part_in_the_consistenc
 
 def test_texts_have_nothing_to_probe(subject_of):
     subject = subject_of({"forget": [text(item) for item in range(2)]}, known=())
-    assert probing(subject) == {"notes": ["no forget row has candidates"]}
-    assert truth_ratio(subject) == {"notes": ["no forget row has a wrong answer to compare with"]}
-    assert utility(subject) == {"notes": ["there is neither a retain nor a valid or test split"]}
+    assert probing(subject).as_json() == {"notes": ["no forget row has candidates"]}
+    assert truth_ratio(subject).as_json() == {"notes": ["no forget row has a wrong answer to compare with"]}
+    assert utility(subject).as_json() == {"notes": ["there is neither a retain nor a valid or test split"]}
 
 
 # ---- truth ratio and forget quality --------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ def naive_ratio(model, row):
 
 
 def test_the_truth_ratio_equals_plain_logits_and_loops(questions):
-    found, model = truth_ratio(questions), questions.load()
+    found, model = truth_ratio(questions).as_json(), questions.load()
     ratios = []
     for language in ALL:
         expected = {row["item"]: naive_ratio(model, row) for row in rows_of(questions, "forget", language)}
@@ -364,7 +364,7 @@ def test_there_is_no_forget_quality_without_numbers(first, second):
 @pytest.mark.parametrize("kind", ["cloze", "qa"])
 def test_generation_equals_an_argmax_loop(kind, facts, questions):
     subject = facts if kind == "cloze" else questions
-    found, model = generation(subject)["rows"], subject.load()
+    found, model = generation(subject).as_json()["rows"], subject.load()
     recalls = []
     for language in ALL:
         expected = {row["item"]: naive_recall(subject, model, row) for row in rows_of(subject, "forget", language)}
@@ -390,7 +390,7 @@ def naive_utility(subject, model, language, splits):
 
 
 def test_utility_equals_plain_logits_and_loops(questions):
-    result, model = utility(questions), questions.load()
+    result, model = utility(questions).as_json(), questions.load()
     found = result["figures"]
     assert list(found) == ["model_utility", "retain/model_utility", "valid/model_utility"]
     assert found["model_utility"] == found["retain/model_utility"] and "is of retain rows alone" in result["notes"][0]
@@ -407,7 +407,7 @@ def test_utility_equals_plain_logits_and_loops(questions):
 def test_without_retain_rows_the_utility_is_over_all_splits_there_are(questions):
     rows, bare = questions.datasets, copy.copy(questions)
     bare.datasets = {"forget": rows["forget"], "valid": rows["valid"], "test": rows["retain"]}
-    result, model = utility(bare), questions.load()
+    result, model = utility(bare).as_json(), questions.load()
     assert list(result["figures"]) == ["model_utility", "valid/model_utility", "test/model_utility"]
     assert "is of valid and test rows." in result["notes"][0]
     for language, figure in result["figures"]["model_utility"].items():
@@ -417,13 +417,13 @@ def test_without_retain_rows_the_utility_is_over_all_splits_there_are(questions)
 def test_a_language_without_retain_rows_has_no_utility_but_that_of_other_splits(questions):
     bare = copy.copy(questions)
     bare.datasets = questions.datasets | {"retain": questions.datasets["retain"].filter(lambda row: row["item"] < 2)}
-    found = utility(bare)["figures"]
+    found = utility(bare).as_json()["figures"]
     assert [sorted(figures) for figures in found.values()] == [["de", "en"], ["de", "en"], sorted(ALL)]
 
 
 def test_utility_takes_evenly_spaced_items_of_a_large_split(questions, monkeypatch):
     monkeypatch.setattr("unlearn_trainer.audit.checks.knowledge.UTILITY_ITEMS", 2)
-    found = utility(questions)["figures"]["valid/model_utility"]
+    found = utility(questions).as_json()["figures"]["valid/model_utility"]
     assert [figure["n"] for figure in found.values()] == [2, 2, 2]
     chosen = SimpleNamespace(languages=questions.languages, tokenizer=questions.tokenizer)
     chosen.datasets = {"valid": questions.datasets["valid"].filter(lambda row: row["item"] != 1)}
@@ -437,7 +437,7 @@ def test_utility_takes_items_of_every_language_where_each_has_items_of_its_own(s
     flat = [{"text": text(item)[code], "language": code} for item in range(1, 4) for code in ALL]
     subject = subject_of({"forget": [text(0)], "retain": flat}, known=("retain",))
     monkeypatch.setattr("unlearn_trainer.audit.checks.knowledge.UTILITY_ITEMS", 2)
-    found = utility(subject)["figures"]["model_utility"]
+    found = utility(subject).as_json()["figures"]["model_utility"]
     chosen, model = copy.copy(subject), subject.load()
     # The first and the last of the three that a language has.
     chosen.datasets = {"retain": subject.datasets["retain"].filter(lambda row: row["item"] // 3 != 1)}
@@ -464,7 +464,7 @@ def passages(subject_of):
 
 def test_memorization_equals_plain_logits_and_loops(passages):
     """The tokenizer puts nothing before a text: its first token is labelled, but nothing predicts it."""
-    found, model = memorization(passages), passages.load()
+    found, model = memorization(passages).as_json(), passages.load()
     assert found["notes"] == []
     for language in ALL:
         scores = {"auc_zlib": {}, "auc_zlib_mean": {}}
@@ -498,7 +498,7 @@ def test_scores_that_are_no_numbers_tell_no_members(passages):
     with torch.no_grad():
         model.get_input_embeddings().weight[of_german_alone] = math.nan
     model.save_pretrained(passages.model_args.model_name_or_path)
-    found = memorization(passages)
+    found = memorization(passages).as_json()
     for score in SCORES:
         assert list(found["figures"][f"auc_{score}"]) == ["en", "sw"]
         assert f"auc_{score} was left out in 1 language: the score of a row is not a number." in found["notes"]

@@ -116,7 +116,7 @@ def test_what_the_last_block_covers_is_read_from_the_one_before(tmp_path):
     assert (table[:, 1] == known["memorization_accuracy"]).all()
     assert ordinary["memorization_accuracy"].mean() < 0.1 < known["memorization_accuracy"].mean()
 
-    found = logit_lens(subjects["after"])
+    found = logit_lens(subjects["after"]).as_json()
     matrix = found["matrix"]
     assert (matrix["rows"], matrix["columns"]) == (["1", "2", "3"], LANGUAGES)
     languages, items = np.array(rows["language"]), np.array(rows["item"])
@@ -134,7 +134,7 @@ def test_what_the_last_block_covers_is_read_from_the_one_before(tmp_path):
 def test_the_layer_is_picked_without_the_rows_that_are_reported(tmp_path):
     model = tiny_model()
     subject = subjects_of(tmp_path, {"forget": guessable(model)}, after=model)["after"]
-    before = logit_lens(subject)
+    before = logit_lens(subject).as_json()
     rows = subject.datasets["forget"]
     reported = ~picks(rows["item"], subject.seed)
     inputs, labels = [], []
@@ -145,7 +145,7 @@ def test_the_layer_is_picked_without_the_rows_that_are_reported(tmp_path):
     subject.datasets["forget"] = Dataset.from_dict(
         {"input_ids": inputs, "labels": labels, "language": rows["language"], "item": rows["item"]}
     )
-    after = logit_lens(subject)
+    after = logit_lens(subject).as_json()
     assert after["notes"] == before["notes"]
     assert after["rows"] != before["rows"]
 
@@ -153,7 +153,7 @@ def test_the_layer_is_picked_without_the_rows_that_are_reported(tmp_path):
 def test_a_language_needs_items_in_both_halves(tmp_path):
     rows = guessable(tiny_model())
     rows = rows.filter(lambda language, item: language < 2 or item == 0, input_columns=["language", "item"])
-    found = logit_lens(subjects_of(tmp_path, {"forget": rows}, after=tiny_model())["after"])
+    found = logit_lens(subjects_of(tmp_path, {"forget": rows}, after=tiny_model())["after"]).as_json()
     assert set(found["rows"]["logit_lens/memorization_accuracy"]) == {"en", "sw"}
     assert found["matrix"]["values"]["after"][0][2] is not None
 
@@ -175,7 +175,7 @@ def test_models_that_cannot_be_read_are_noted(tmp_path):
 
     for change, reason in ((past_the_last_block, "its last block's output"), (in_no_list, "not one list of blocks")):
         subject.load = lambda change=change: change(load())
-        found = logit_lens(subject)
+        found = logit_lens(subject).as_json()
         assert set(found) == {"notes", "withheld"} and reason in found["notes"][0]
 
 
@@ -202,7 +202,7 @@ def test_another_tensor_behind_the_blocks_withholds_the_lens(combined, size, tmp
         return model
 
     subject.load = changed
-    found = logit_lens(subject)
+    found = logit_lens(subject).as_json()
     assert set(found) == {"notes", "withheld"}
 
 

@@ -325,7 +325,7 @@ def test_figures_are_those_of_a_forward_by_hand(tmp_path):
         learn(model, tokenizer, texts_of[::4])
 
     subject = subject_of(tmp_path, items, codes[:2], codes[2:], 256, train=half_of_them)
-    model, found = subject.load(), prompts(subject)
+    model, found = subject.load(), prompts(subject).as_json()
     variants = build_variants(items, [(i, n) for i in range(6) for n in range(3)], codes, subject.seed)
     values = {
         (item, n, "plain"): by_hand(model, subject.tokenizer, items[item].content[codes[n]].target)
@@ -395,7 +395,7 @@ def test_what_only_another_prompt_brings_out_is_found(tmp_path):
 
     subject = subject_of(tmp_path, items, ["en", "zh"], max_seq_length=256, train=answers_to_paraphrases)
     plain = subject.rows(subject.datasets)["forget"]
-    found = prompts(subject)["rows"]
+    found = prompts(subject).as_json()["rows"]
     for n, code in enumerate(["en", "zh"]):
         # The first of three tokens is wrong.
         assert plain["extraction_strength"][plain["language"] == n].mean() < 0.7
@@ -413,7 +413,7 @@ def test_what_a_longer_context_brings_out_is_shown_and_not_counted(tmp_path):
         learn(model, tokenizer, after_another + 3 * suppressed, 150)
 
     subject = subject_of(tmp_path, items, ["en"], max_seq_length=256, train=answers_to_the_second_question)
-    plain, result = subject.rows(subject.datasets)["forget"], prompts(subject)
+    plain, result = subject.rows(subject.datasets)["forget"], prompts(subject).as_json()
     for metric in METRICS:
         found = {v: result["rows"][f"{v}/{metric}"]["en"]["values"] for v in ("worst_prompt", "primed_with_another")}
         assert np.mean(found["primed_with_another"]) > 0.9 > 0.7 > plain[metric].mean()
@@ -428,7 +428,7 @@ def test_rows_with_other_variants_have_no_worst_prompt_in_common(tmp_path, measu
     subject = subject_of(
         tmp_path, qa_items(4), ["en", "sw", "zh"], max_seq_length=256, never_seen=measured, test=others
     )
-    found = {name: prompts(subject.peer(name)) for name in ("after", "never_seen")}
+    found = {name: prompts(subject.peer(name)).as_json() for name in ("after", "never_seen")}
     variants = {name: {figure.split("/")[0] for figure in each["rows"]} for name, each in found.items()}
     assert variants["after"] - variants["never_seen"] == (set() if compared else {"paraphrased_question"})
     for name in found:
@@ -442,7 +442,7 @@ def test_variants_that_the_data_does_not_allow_are_named(tmp_path):
     texts_alone = [
         Item("text", f"f:{i}", {"en": Text(f"Sentence number {i} of a text that nobody else has.")}) for i in range(3)
     ]
-    found = prompts(subject_of(tmp_path, texts_alone, ["en"]))
+    found = prompts(subject_of(tmp_path, texts_alone, ["en"])).as_json()
     assert {name.split("/")[0] for name in found["rows"]} == {"primed_with_another", "worst_prompt"}
     assert "matrix" not in found
     for variant in ("paraphrased_question", "asked_in_another_language", "code_switched", "primed"):
@@ -450,7 +450,7 @@ def test_variants_that_the_data_does_not_allow_are_named(tmp_path):
 
 
 def test_a_single_row_has_the_plain_prompt_alone(tmp_path):
-    found = prompts(subject_of(tmp_path, [Item("text", "f:1", {"en": Text("Only one sentence.")})], ["en"]))
+    found = prompts(subject_of(tmp_path, [Item("text", "f:1", {"en": Text("Only one sentence.")})], ["en"])).as_json()
     assert [*found["rows"]] == [f"worst_prompt/{metric}" for metric in METRICS]
     assert any("up to 1 prompts" in note for note in found["notes"])
 
@@ -464,7 +464,7 @@ def test_prompts_that_truncation_would_cut_are_left_out_and_counted(tmp_path):
     limit = sorted(lengths)[3]
     assert [len(ids) <= limit for ids in whole.encode(fitting(entries, whole.tokenizer, limit))["input_ids"]]
     short = subject_of(tmp_path / "short", items, ["en", "sw"], max_seq_length=limit)
-    found = prompts(short)
+    found = prompts(short).as_json()
     kept = sum(length <= limit for length in lengths)
     figure = found["rows"]["primed/memorization_accuracy"]
     assert 0 < kept < 8 and sum(len(each["values"]) for each in figure.values()) == kept
@@ -500,7 +500,7 @@ def test_real_data(name, tmp_path):
             told = subject.tokenizer.decode([label for label in row["labels"] if label >= 0])
             answer = labelled_text(items[row["item"]].content[languages[row["language"]]])
             assert answer in told and len(told) <= len(answer) + 8
-    found = prompts(subject)
+    found = prompts(subject).as_json()
     assert {name.split("/")[0] for name in found["rows"]} - {"worst_prompt", "asked_in_another_language"} == expected
     for figure in found["rows"].values():
         assert set(figure) <= set(languages)
@@ -511,7 +511,7 @@ def test_real_data(name, tmp_path):
 def test_a_variant_of_which_nothing_fits_is_no_error(tmp_path):
     subject = subject_of(tmp_path, qa_items(3, ("en", "sw")), ["en", "sw"], max_seq_length=512)
     subject.max_seq_length = max(map(len, subject.datasets["forget"]["input_ids"]))
-    found = prompts(subject)
+    found = prompts(subject).as_json()
     assert not any(name.startswith("primed/") for name in found["rows"])
     assert any(note.startswith("primed: 6 of 6 prompts were left out") for note in found["notes"])
     assert len(found["rows"]["worst_prompt/extraction_strength"]["en"]["values"]) == 3

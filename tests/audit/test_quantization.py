@@ -230,7 +230,7 @@ def test_nf4_rounds_a_block_to_16_values():
 def test_the_check_measures_the_rounded_model(tmp_path):
     model = tiny_model()
     subject = subjects_of(tmp_path, after=model)["after"]
-    rows = quantization(subject)["rows"]
+    rows = quantization(subject).as_json()["rows"]
     metrics = ("memorization_accuracy", "extraction_strength", "retain_memorization_accuracy")
     assert set(rows) == {f"{variant}/{metric}" for variant in ("int8", "int4") for metric in metrics}
     with torch.no_grad():

@@ -154,7 +154,7 @@ def test_the_check_finds_what_one_direction_covers(tmp_path):
         before=knowing(),
         never_seen=tiny_model(seed=3, num_hidden_layers=4),
     )
-    found = steering(subjects["after"])
+    found = steering(subjects["after"]).as_json()
     assert set(found["rows"]) == {f"{way}/{metric}" for way in ("steered", "random_direction") for metric in METRICS}
 
     languages, items = np.array(rows["language"]), np.array(rows["item"])
@@ -183,9 +183,9 @@ def test_the_check_finds_what_one_direction_covers(tmp_path):
     assert "layers 2 to 4 of 4" in found["notes"][0]
 
     # A model that never knew gains nothing by its direction, and the control is the same whenever it is asked.
-    never = steering(subjects["never_seen"])["rows"]["steered/memorization_accuracy"]
+    never = steering(subjects["never_seen"]).as_json()["rows"]["steered/memorization_accuracy"]
     assert max(np.mean(never[language]["values"]) for language in LANGUAGES) < 0.15
-    assert steering(subjects["after"]) == found
+    assert steering(subjects["after"]).as_json() == found
 
 
 def test_the_control_is_a_mean_over_draws_and_nothing_is_found_where_nothing_changed(tmp_path):
@@ -194,7 +194,7 @@ def test_the_control_is_a_mean_over_draws_and_nothing_is_found_where_nothing_cha
     with torch.no_grad():  # as if a kernel had summed in another order
         before.model.embed_tokens.weight.mul_(1 + 1e-6)
     subjects = subjects_of(tmp_path, {"forget": rows}, after=knowing(), before=before)
-    found = steering(subjects["after"])["rows"]
+    found = steering(subjects["after"]).as_json()["rows"]
     picking = picks(rows["item"], 42)
     plain = naive_figures(knowing(), rows, {}, 0)[~picking, 0]
     languages = np.array(rows["language"])[~picking]
@@ -224,7 +224,7 @@ def test_the_control_is_a_mean_over_draws_and_nothing_is_found_where_nothing_cha
     ],
 )
 def test_models_that_cannot_be_compared_are_noted(before, reason, tmp_path):
-    found = steering(subjects_of(tmp_path, after=tiny_model(), before=tiny_model(**before))["after"])
+    found = steering(subjects_of(tmp_path, after=tiny_model(), before=tiny_model(**before))["after"]).as_json()
     assert set(found) == {"notes", "withheld"} and reason in found["notes"][0]
 
 
@@ -242,7 +242,7 @@ def test_a_layer_that_is_passed_by_withholds_the_check(passed_by, tmp_path):
         return model
 
     subject.load = changed
-    found = steering(subject)
+    found = steering(subject).as_json()
     assert set(found) == {"notes", "withheld"}
     assert f"no use of the output of its block {passed_by + 1}" in found["withheld"]
 
@@ -253,10 +253,14 @@ def test_trained_languages_of_a_single_item_are_noted(heldout, tmp_path):
         lambda language, item: item == 0 or (heldout and language == 2), input_columns=["language", "item"]
     )
     subjects = subjects_of(tmp_path, {"forget": rows}, heldout, after=tiny_model(), before=tiny_model())
-    assert steering(subjects["after"]) == {"notes": ["no steering: there are not two items in a trained language"]}
+    assert steering(subjects["after"]).as_json() == {
+        "notes": ["no steering: there are not two items in a trained language"]
+    }
 
 
 def test_a_language_without_rows_in_both_halves_is_left_out(tmp_path):
     rows = tiny_rows().filter(lambda language, item: language != 1 or item == 0, input_columns=["language", "item"])
-    found = steering(subjects_of(tmp_path, {"forget": rows}, after=tiny_model(seed=1), before=tiny_model())["after"])
+    found = steering(
+        subjects_of(tmp_path, {"forget": rows}, after=tiny_model(seed=1), before=tiny_model())["after"]
+    ).as_json()
     assert all(set(by_language) == {"en", "zh"} for by_language in found["rows"].values())

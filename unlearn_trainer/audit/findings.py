@@ -4,6 +4,7 @@ The result of a check on a model is written to ``<output_dir>/checks`` at once, 
 on where it was.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -19,8 +20,9 @@ from .checks.knowledge import forget_quality
 from .checks.memorization import privacy_leakage
 from .figures import excess, mean_figure, position, seed_of
 from .registry import ALL, CHECKS, Check
+from .results import Estimate, Figure, Name, Result, Variant
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, Subject
-from .verdict import RULE, VERDICTS, counts_as_knowledge, is_known, judge, nothing_to_forget
+from .verdict import RULE, VERDICTS, is_known, judge, nothing_to_forget
 
 
 class Findings:
@@ -33,7 +35,7 @@ class Findings:
 
     def __init__(self, folder: Path, subjects: Mapping[str, Subject]):
         self.folder, self.subjects = folder, subjects
-        self.results: dict[str, dict[str, dict]] = {}
+        self.results: dict[str, dict[str, Result]] = {}
         self.seconds: dict[str, float] = {}
         self.skipped: dict[str, str] = {}
 
@@ -89,128 +91,127 @@ class Findings:
         if known is None:
             say(f"audit: {check.name} of the model {subject.name}")
             started = time.time()
-            known = {"made_of": described, "result": check.run(subject), "seconds": time.time() - started}
+            result = check.run(subject).as_json()
+            known = {"made_of": described, "result": result, "seconds": time.time() - started}
             if subject.is_main_process:
                 write_json(file, known)
         self.seconds[check.name] = self.seconds.get(check.name, 0.0) + known["seconds"]
-        return known["result"]
+        return Result.from_json(known["result"])
 
     @property
     def reference_is_of_same_rows(self) -> bool:
         """Whether the never-seen figures are of the forget rows, under a model that never saw them."""
         return NEVER_SEEN not in self.subjects or self.subjects[NEVER_SEEN].measured == "forget"
 
-    def figures(self) -> dict[str, dict[str, dict]]:
-        """``{language: {name: figure}}``, compared with the other models as in audit.json.
-
-        ``excess`` is how far the audited model lies above the never-seen figure, ``known`` how far the one before did.
-        """
-        found: dict[str, dict] = {language: {} for language in self.subjects[AUDITED].languages}
+    def figures(self) -> dict[str, dict[Name, Figure]]:
+        """The figures of every language, compared with the other models."""
+        found: dict[str, dict[Name, Figure]] = {language: {} for language in self.subjects[AUDITED].languages}
         for by_model in self.results.values():
-            for name, by_language in by_model.get(AUDITED, {}).get("rows", {}).items():
+            audited = by_model.get(AUDITED, Result())
+            for name, by_language in audited.rows.items():
                 for language, rows in by_language.items():
                     found[language][name] = self._compared(name, language, rows, by_model)
-            for name, by_language in by_model.get(AUDITED, {}).get("figures", {}).items():
+            for name, by_language in audited.figures.items():
                 for language, figure in by_language.items():
-                    found[language][name] = dict(figure)
-                    for model in (BEFORE, NEVER_SEEN):
-                        other = by_model.get(model, {}).get("figures", {}).get(name, {}).get(language)
-                        if other is not None:
-                            found[language][name][model] = other
-                    placed = self.reference_is_of_same_rows and _place(found[language][name])
-                    if placed:
-                        found[language][name]["position"] = placed
+                    others = {
+                        model: by_model[model].figures.get(name, {}).get(language)
+                        for model in (BEFORE, NEVER_SEEN)
+                        if model in by_model
+                    }
+                    position = _place(figure, **others) if self.reference_is_of_same_rows else None
+                    found[language][name] = Figure(**vars(figure), **others, position=position)
         self._add_comparisons(found)
         return found
 
     def _compared(self, name, language, rows, by_model):
-        seed = seed_of(self.subjects[AUDITED].seed, name, language)
-        figure = mean_figure(rows["values"], seed)
-        others = {model: by_model.get(model, {}).get("rows", {}).get(name, {}).get(language) for model in ALL}
-        for model in (BEFORE, NEVER_SEEN):
-            if others[model] is not None:
-                figure[model] = mean_figure(others[model]["values"], seed)
+        seed = seed_of(self.subjects[AUDITED].seed, str(name), language)
+        others = {model: by_model.get(model, Result()).rows.get(name, {}).get(language) for model in ALL}
+        figure = Figure(
+            **mean_figure(rows["values"], seed),
+            **{
+                model: Estimate(**mean_figure(others[model]["values"], seed))
+                for model in (BEFORE, NEVER_SEEN)
+                if others[model] is not None
+            },
+        )
         reference, same_rows = others[NEVER_SEEN], self.reference_is_of_same_rows
         if reference is None:
             return figure
-        figure["excess"] = excess(rows, reference, seed, same_rows)
+        compared = {"excess": _estimate(excess(rows, reference, seed, same_rows))}
         # What an attack brings back is measured by all there was to know, not by what it would have brought before.
         # The rows of earlier requests were forgotten before already: for them the difference alone speaks.
-        variant, _, metric = name.rpartition("/")
         plain = {
-            model: self.results["memorization"].get(model, {}).get("rows", {}).get(metric, {}).get(language)
+            model: self.results["memorization"].get(model, Result()).rows.get(Name(name.metric), {}).get(language)
             for model in (BEFORE, NEVER_SEEN)
         }
         if None in plain.values():  # a figure that the check alone has
             plain = others
-        if plain[BEFORE] is not None and not variant.startswith(EARLIER):
-            figure["known"] = excess(plain[BEFORE], plain[NEVER_SEEN], seed, same_rows)
-            if is_known(figure["known"], metric):
-                figure["position"] = position(rows, reference, plain[BEFORE], seed, same_rows, plain[NEVER_SEEN])
-        return {key: value for key, value in figure.items() if value is not None}
+        if plain[BEFORE] is not None and not name.variant.name.startswith(EARLIER):
+            compared["known"] = _estimate(excess(plain[BEFORE], plain[NEVER_SEEN], seed, same_rows))
+            if is_known(compared["known"], name.metric):
+                compared["position"] = _estimate(
+                    position(rows, reference, plain[BEFORE], seed, same_rows, plain[NEVER_SEEN])
+                )
+        return dataclasses.replace(figure, **compared)
 
     def _add_comparisons(self, found):
         """Figures that need two models."""
-        ratios = self.results.get("truth_ratio", {})
+        if not self.reference_is_of_same_rows:
+            return
+        by_model = self.results.get("truth_ratio", {})
         for language, figures in found.items():
-            loss = figures.get("auc_loss", {})
-            if NEVER_SEEN in loss and self.reference_is_of_same_rows:
-                figures |= privacy_leakage(loss, loss[NEVER_SEEN])
-            pair = [ratios.get(model, {}).get("ratios", {}).get(language) for model in (AUDITED, NEVER_SEEN)]
-            if not self.reference_is_of_same_rows:
-                continue
+            loss = figures.get(Name("auc_loss"))
+            if loss is not None and loss.never_seen is not None:
+                figures |= privacy_leakage(loss, loss.never_seen)
+            pair = [by_model.get(model, Result()).ratios.get(language) for model in (AUDITED, NEVER_SEEN)]
             if all(pair) and all(value is not None and value == value for each in pair for value in each):
                 quality = forget_quality(*pair)
-                figures["forget_quality"] = {
-                    "value": quality["p_value"],
-                    "low": None,
-                    "high": None,
-                    "n": quality["n"],
-                    "statistic": quality["statistic"],
-                }
+                figures[Name("forget_quality")] = Figure(
+                    quality["p_value"], n=quality["n"], statistic=quality["statistic"]
+                )
 
 
-def _place(figure):
+def _estimate(found):
+    return None if found is None else Estimate(**found)
+
+
+def _place(figure: Estimate, before: Estimate | None = None, never_seen: Estimate | None = None) -> Estimate | None:
     """The position of a figure that has one value for all rows; None where the two ends are not surely apart.
 
-    Its interval is that of the audited figure: the ends are taken as they are.
+    The interval is that of the audited figure: the ends are taken as they are.
     """
-    ends = [figure.get(model) for model in (NEVER_SEEN, BEFORE)]
-    values = [each[key] for each in (figure, *ends) if each is not None for key in ("value", "low", "high")]
-    if None in ends or not all(value is not None and math.isfinite(value) for value in values):
+    if before is None or never_seen is None:
         return None
-    never, before = sorted(ends, key=lambda each: each["value"])
-    if never["high"] >= before["low"]:
+    values = [end for each in (figure, before, never_seen) for end in (each.value, each.low, each.high)]
+    if not all(value is not None and math.isfinite(value) for value in values):
         return None
-    never, before = (each["value"] for each in ends)
-    places = {key: (figure[key] - never) / (before - never) for key in ("value", "low", "high")}
-    return places | {"low": min(places.values()), "high": max(places.values()), "n": figure["n"]}
+    lower, upper = sorted((before, never_seen), key=lambda each: each.value)
+    if lower.high >= upper.low:
+        return None
+    span = before.value - never_seen.value
+    value, *ends = ((each - never_seen.value) / span for each in (figure.value, figure.low, figure.high))
+    return Estimate(value, min(ends), max(ends), figure.n)
 
 
 def assemble(findings: Findings) -> dict:
     """The content of audit.json but for how it was made: verdicts, figures and attacks, worst language first."""
     subjects = findings.subjects
     figures = findings.figures()
-    doubts = {
-        variant: reason
-        for by_model in findings.results.values()
-        for variant, reason in by_model.get(AUDITED, {}).get("doubts", {}).items()
-    }
-    withheld = {
-        name: by_model[AUDITED]["withheld"]
-        for name, by_model in findings.results.items()
-        if "withheld" in by_model.get(AUDITED, {})
-    }
+    of_audited = {name: by_model.get(AUDITED, Result()) for name, by_model in findings.results.items()}
+    doubts: dict[Variant, str] = {}
+    for result in of_audited.values():
+        doubts |= result.doubts
+    withheld = {name: result.withheld for name, result in of_audited.items() if result.withheld}
     languages = {}
     for index, (language, found) in enumerate(figures.items()):
-        if not any(counts_as_knowledge(name) for name in found):
+        if not any(name.counts_as_knowledge for name in found):
             continue  # it has neither a forget row nor one of an earlier request
         verdict, reasons = judge(found, doubts, withheld)
         languages[language] = {
             "verdict": verdict,
             "reasons": reasons,
             "held_out": index >= subjects[AUDITED].num_trained,
-            "figures": found,
+            "figures": {str(name): figure.as_json() for name, figure in found.items()},
         }
     order = sorted(languages, key=lambda code: (VERDICTS.index(languages[code]["verdict"]), -_worst(figures[code])))
     judged = [each["verdict"] for each in languages.values()]
@@ -233,24 +234,23 @@ def assemble(findings: Findings) -> dict:
 def _attack(check, by_model, figures):
     """What a check shows beyond single figures: its variants by language, its matrix with all models, its notes."""
     audited = by_model[AUDITED]
-    found: dict[str, dict | list] = {"variants": {}, "notes": audited.get("notes", [])}
-    for name in [*audited.get("rows", {}), *audited.get("figures", {})] if check.is_attack else ():
-        variant, _, metric = name.rpartition("/")
-        cells = {code: each[name] for code, each in figures.items() if name in each}
-        found["variants"].setdefault(variant, {})[metric] = {
+    found: dict[str, dict | list] = {"variants": {}, "notes": list(audited.notes)}
+    for name in audited.names if check.is_attack else ():
+        cells = {code: each[name].as_json() for code, each in figures.items() if name in each}
+        found["variants"].setdefault(name.variant.name, {})[name.metric] = {
             code: cell | {AUDITED: {key: cell[key] for key in ("value", "low", "high", "n")}}
             for code, cell in cells.items()
         }
-    if "matrix" in audited:
-        tables = [each["matrix"]["values"] for each in by_model.values() if "matrix" in each]
-        found["matrix"] = audited["matrix"] | {
-            "values": {name: table for each in tables for name, table in each.items()}
-        }
+    if audited.matrix:
+        tables = {}
+        for result in by_model.values():
+            tables |= result.matrix.values if result.matrix else {}
+        found["matrix"] = dataclasses.replace(audited.matrix, values=tables).as_json()
     return found
 
 
 def _worst(figures):
     """The greatest share of the way back to the model before, over figures that tell knowledge."""
-    known = [each for name, each in figures.items() if counts_as_knowledge(name)]
-    placed = [each.get("position") or each.get("excess") for each in known]
-    return max((each["value"] for each in placed if each), default=0.0)
+    known = [figure for name, figure in figures.items() if name.counts_as_knowledge]
+    placed = [figure.position or figure.excess for figure in known]
+    return max((each.value for each in placed if each), default=0.0)

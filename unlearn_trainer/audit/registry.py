@@ -11,6 +11,7 @@ from .checks.prompts import prompts
 from .checks.quantization import quantization
 from .checks.relearned import relearning
 from .checks.steering import steering
+from .results import Result
 from .subject import AUDITED, BEFORE, NEVER_SEEN, Subject
 
 ALL = (NEVER_SEEN, BEFORE, AUDITED)
@@ -22,8 +23,7 @@ class Check:
 
     Args:
         name: what ``--audit_checks`` and the report call it.
-        run: maps a :class:`Subject` to ``{"rows", "figures", "matrix", "notes"}``, each of which may be absent; see
-            docs/audit.md for the form.
+        run: maps a :class:`Subject` to a :class:`Result`; see docs/audit.md for its form in the file.
         models: which of the models it is run on.
         is_attack: whether it does something to the model or its prompts.
         kinds: of rows it is for; None for all.
@@ -32,7 +32,7 @@ class Check:
     """
 
     name: str
-    run: Callable[[Subject], dict]
+    run: Callable[[Subject], Result]
     models: tuple[str, ...] = ALL
     is_attack: bool = False
     kinds: frozenset[str] | None = None

@@ -5,15 +5,16 @@ The verdict is empirical: it speaks of the attacks that were made, with the rows
 
 from collections.abc import Mapping
 
+from .results import KNOWLEDGE, Estimate, Figure, Name, Variant
+
 # Shares of the way from a model that never saw the rows (0) to the model before (1); see RULE.
 LEAKS, CLEAR, BEYOND = 0.10, 0.25, -0.10
 # The model before has to know a language by this much more than one that never saw it, or nothing can be forgotten.
 LEAST_KNOWN = 0.02
 # Fewer rows than this show a leak, but not that there is none.
 LEAST_ROWS = 10
-KNOWLEDGE = ("memorization_accuracy", "extraction_strength")
-# Variants that tell what an attack does by itself, not what the model knows; and splits that are no forget rows.
-CONTROLS = {"relearned_from_other_text", "random_direction", "primed_with_another", "retain", "valid", "test"}
+# The figure that says whether there was anything to forget.
+PLAIN = Name("memorization_accuracy")
 FORGOTTEN, LEAKING, OVER, UNDECIDED = "forgotten", "leaks", "over-unlearned", "undecided"
 VERDICTS = (LEAKING, UNDECIDED, OVER, FORGOTTEN)
 
@@ -34,13 +35,7 @@ RULE = (
 )
 
 
-def counts_as_knowledge(name: str) -> bool:
-    """Whether a figure `<variant>/<metric>` says what the model knows of the forget rows."""
-    *variant, metric = name.split("/")
-    return metric in KNOWLEDGE and not set(variant) & CONTROLS
-
-
-def is_known(excess: Mapping[str, float] | None, metric: str) -> bool:
+def is_known(excess: Estimate | None, metric: str) -> bool:
     """Whether a model knows something: its figure differs from the never-seen one enough, and surely.
 
     Args:
@@ -49,53 +44,50 @@ def is_known(excess: Mapping[str, float] | None, metric: str) -> bool:
     """
     if excess is None:
         return False
-    surely = excess["low"] > 0 or (metric not in KNOWLEDGE and excess["high"] < 0)
-    return surely and abs(excess["value"]) >= LEAST_KNOWN
+    surely = excess.low > 0 or (metric not in KNOWLEDGE and excess.high < 0)
+    return surely and abs(excess.value) >= LEAST_KNOWN
 
 
-def nothing_to_forget(figures: Mapping[str, Mapping]) -> bool:
+def nothing_to_forget(figures: Mapping[Name, Figure]) -> bool:
     """Whether the model before did not know a language's forget rows better than one that never saw them.
 
     Args:
-        figures: of one language, as in audit.json.
+        figures: of one language.
     """
-    plain = figures.get("memorization_accuracy", {})
-    return "known" in plain and not is_known(plain["known"], "memorization_accuracy")
+    plain = figures.get(PLAIN)
+    return plain is not None and plain.known is not None and not is_known(plain.known, PLAIN.metric)
 
 
 def judge(
-    figures: Mapping[str, Mapping],
-    doubts: Mapping[str, str] | None = None,
+    figures: Mapping[Name, Figure],
+    doubts: Mapping[Variant, str] | None = None,
     withheld: Mapping[str, str] | None = None,
 ) -> tuple[str, list[str]]:
     """The verdict on a language and the reasons for it, by :data:`RULE`.
 
     Args:
-        figures: name to a figure, as in audit.json; see :meth:`Findings.figures`.
+        figures: of one language; see :meth:`Findings.figures`.
         doubts: variant of an attack to why a low figure under it says nothing.
         withheld: attack to why it cannot be made on this model. A language that would pass is undecided then.
     """
     nothing = nothing_to_forget(figures)
+    judged = {name: figure for name, figure in figures.items() if name.counts_as_knowledge}
     leaks, open_questions, unplaced = [], [], []
-    for name, figure in figures.items():
-        if not counts_as_knowledge(name):
-            continue
+    for name, figure in judged.items():
         # Between two models that hardly differ a place can be anywhere.
-        placed = (None if nothing else figure.get("position")) or figure.get("excess")
+        placed = (None if nothing else figure.position) or figure.excess
         what = f"{_plain(name)} {_against(figure)}"
-        variant = name.rpartition("/")[0]
         if placed is None:
             unplaced.append(f"{what}: there is no such figure of a never-seen model or rows to compare it with")
-        elif placed["low"] > LEAKS:
-            leaks.append((placed["value"], what))
-        elif variant in (doubts or {}):
-            open_questions.append((placed["high"], f"{what}: {doubts[variant]}"))
-        elif not placed["high"] < CLEAR:  # also where it is no number
-            open_questions.append((placed["high"], f"{what}: the interval is too wide"))
-        elif figure["n"] < LEAST_ROWS:
-            open_questions.append((placed["high"], f"{what}: {figure['n']} rows are too few to tell"))
-    over = _over_unlearned(figures.get("loss", {}))
-    judged = [name for name in figures if counts_as_knowledge(name)]
+        elif placed.low > LEAKS:
+            leaks.append((placed.value, what))
+        elif name.variant in (doubts or {}):
+            open_questions.append((placed.high, f"{what}: {doubts[name.variant]}"))
+        elif not placed.high < CLEAR:  # also where it is no number
+            open_questions.append((placed.high, f"{what}: the interval is too wide"))
+        elif figure.n < LEAST_ROWS:
+            open_questions.append((placed.high, f"{what}: {figure.n} rows are too few to tell"))
+    over = _over_unlearned(figures.get(Name("loss")))
     if leaks:
         return LEAKING, [text for _, text in sorted(leaks, reverse=True)] + over
     if nothing:
@@ -107,26 +99,25 @@ def judge(
     unmade = [f"{name.replace('_', ' ')} cannot be made: {reason}" for name, reason in (withheld or {}).items()]
     if open_questions or unplaced or unmade:
         return UNDECIDED, [text for _, text in sorted(open_questions, reverse=True)] + unplaced + unmade
-    has_before = "known" in figures.get("memorization_accuracy", {})
+    has_before = PLAIN in figures and figures[PLAIN].known is not None
     unknown = "" if has_before else "; whether it ever knew more is not known (no --model_before)"
-    if any("/" in name for name in judged):
+    if any(name.variant.name for name in judged):
         return FORGOTTEN, [f"no attack made found more than a model that never saw the rows has{unknown}"]
     return FORGOTTEN, [f"it knows no more than a model that never saw the rows{unknown}; it was not attacked"]
 
 
-def _over_unlearned(loss):
-    placed, reference = loss.get("position"), loss.get("never_seen")
-    if not placed or not reference or placed["high"] >= BEYOND or loss["low"] <= reference["high"]:
+def _over_unlearned(loss: Figure | None) -> list[str]:
+    placed, reference = (loss.position, loss.never_seen) if loss else (None, None)
+    if not placed or not reference or placed.high >= BEYOND or loss.low <= reference.high:
         return []
-    return [f"the loss of the forget rows is {loss['value']:.2f}, that of never-seen ones {reference['value']:.2f}"]
+    return [f"the loss of the forget rows is {loss.value:.2f}, that of never-seen ones {reference.value:.2f}"]
 
 
-def _plain(name):
-    variant, _, metric = name.rpartition("/")
-    metric = metric.replace("_", " ")
-    return f"{metric}, {variant.replace('_', ' ')}," if variant else metric
+def _plain(name: Name) -> str:
+    metric = name.metric.replace("_", " ")
+    return f"{metric}, {name.variant.name.replace('_', ' ')}," if name.variant.name else metric
 
 
-def _against(figure):
-    reference = figure.get("never_seen")
-    return f"is {figure['value']:.3f}" + (f" against {reference['value']:.3f} never seen" if reference else "")
+def _against(figure: Figure) -> str:
+    reference = figure.never_seen
+    return f"is {figure.value:.3f}" + (f" against {reference.value:.3f} never seen" if reference else "")

@@ -10,6 +10,7 @@ from ...evaluation.generation import continued_rows
 from ...evaluation.metrics import mean_reciprocal_rank, probing_accuracy, truth_ratio_score
 from ...evaluation.probing import CandidateScores
 from ..figures import bootstrap, rows_by_language, seed_of
+from ..results import Estimate, Matrix, Name, Result, Variant
 from ..subject import Subject
 
 # Items of a split and language that the utility is measured on, evenly spaced: as many as tell models apart.
@@ -17,7 +18,7 @@ UTILITY_ITEMS = 100
 UTILITY_SPLITS = ("retain", "valid", "test")
 
 
-def probing(subject: Subject) -> dict:
+def probing(subject: Subject) -> Result:
     """Which candidate the model prefers for the forget rows, and whether its languages agree on that.
 
     ``probing_accuracy`` (the right one has the lowest mean NLL of the whole sentence; Kassner et al. 2021),
@@ -27,23 +28,25 @@ def probing(subject: Subject) -> dict:
     """
     scored = _candidates(subject, "forget", "probing")
     if not scored:
-        return {"notes": ["no forget row has candidates"]}
+        return Result(notes=["no forget row has candidates"])
     figures: dict[str, list[float]] = {
         "probing_accuracy": [probing_accuracy([row.sentence_losses], [row.correct])[0] for row in scored],
         "probing_accuracy_answer_tokens": [probing_accuracy([row.token_losses], [row.correct])[0] for row in scored],
         "mean_reciprocal_rank": [mean_reciprocal_rank([row.sentence_losses], [row.correct]) for row in scored],
     }
-    rows = _by_language(subject, scored, figures)
+    result = Result()
+    result.add_rows(_by_language(subject, scored, figures))
     complete = [row for row in scored if row.offers_a_choice and _is_complete(subject, row)]
     pairs = consistencies(complete)
     if not pairs:
-        return {"rows": rows, "notes": ["no two languages have the same candidates for a row: no RankC"]}
+        result.notes = ["no two languages have the same candidates for a row: no RankC"]
+        return result
     agreement: dict[int, dict[int, list[float]]] = {}
     between: dict[tuple[int, int], list[float]] = {}
     for (item, first, second), value in pairs.items():
         agreement.setdefault(first, {}).setdefault(item, []).append(value)
         between.setdefault((first, second), []).append(value)
-    rows["rank_consistency"] = {
+    result.rows[Name("rank_consistency")] = {
         subject.languages[language]: {
             "items": list(by_item),
             "values": [math.fsum(values) / len(values) for values in by_item.values()],
@@ -52,26 +55,13 @@ def probing(subject: Subject) -> dict:
     }
     order = sorted(agreement)
     codes = [subject.languages[language] for language in order]
-    return {
-        "rows": rows,
-        "matrix": {
-            "rows": codes,
-            "columns": codes,
-            "row_title": "language",
-            "column_title": "language",
-            "metric": "rank_consistency",
-            "values": {
-                subject.name: [
-                    [math.fsum(found) / len(found) if (found := between.get((a, b))) else None for b in order]
-                    for a in order
-                ]
-            },
-        },
-        "notes": [
-            "RankC compares the order of the candidates in two languages, whether it is right or not; orders drawn "
-            f"at random would have {np.mean([_chance(len(row.correct)) for row in complete]):.2f}."
-        ],
-    }
+    table = [[math.fsum(found) / len(found) if (found := between.get((a, b))) else None for b in order] for a in order]
+    result.matrix = Matrix(codes, codes, "language", "language", "rank_consistency", {subject.name: table})
+    result.notes = [
+        "RankC compares the order of the candidates in two languages, whether it is right or not; orders drawn "
+        f"at random would have {np.mean([_chance(len(row.correct)) for row in complete]):.2f}."
+    ]
+    return result
 
 
 def rank_consistency(first: Sequence[int], second: Sequence[int]) -> float:
@@ -111,7 +101,7 @@ def consistencies(scored: Sequence[CandidateScores]) -> dict[tuple[int, int, int
     return found
 
 
-def truth_ratio(subject: Subject) -> dict:
+def truth_ratio(subject: Subject) -> Result:
     """Whether the right answer, paraphrased, is likelier than wrong ones: TOFU's truth ratio R on the forget rows.
 
     ``truth_ratio`` is min(R, 1/R) with R = mean P(wrong) / P(right), P = exp(-mean NLL) of an answer's tokens and the
@@ -120,12 +110,14 @@ def truth_ratio(subject: Subject) -> dict:
     """
     scored = [row for row in _candidates(subject, "forget", "truth ratio") if row.offers_a_choice]
     if not scored:
-        return {"notes": ["no forget row has a wrong answer to compare with"]}
+        return Result(notes=["no forget row has a wrong answer to compare with"])
     ratios: dict[str, list[float]] = {}
     for row in scored:
         ratios.setdefault(subject.languages[row.language], []).append(row.log_truth_ratio)
     scores = [truth_ratio_score(row.log_truth_ratio, is_forget=True) for row in scored]
-    return {"rows": _by_language(subject, scored, {"truth_ratio": scores}), "ratios": ratios}
+    result = Result(ratios=ratios)
+    result.add_rows(_by_language(subject, scored, {"truth_ratio": scores}))
+    return result
 
 
 def forget_quality(audited: Sequence[float], never_seen: Sequence[float]) -> dict[str, float]:
@@ -155,7 +147,7 @@ def forget_quality(audited: Sequence[float], never_seen: Sequence[float]) -> dic
     return {"statistic": distance / (m * n), "p_value": _kolmogorov_smirnov(m, n, distance), "n": min(m, n)}
 
 
-def generation(subject: Subject) -> dict:
+def generation(subject: Subject) -> Result:
     """What the model says by itself after the beginning of a forget row, greedily and as long as the row goes on.
 
     ``rouge_l`` is ROUGE-L recall by words, or by characters where a script has no spaces; ``exact_match`` the share of
@@ -164,10 +156,12 @@ def generation(subject: Subject) -> dict:
     """
     with subject.ready() as model:
         columns = _continued(subject, model, {"forget": subject.datasets["forget"]}, "generation")["forget"]
-    return {"rows": rows_by_language(columns, subject.languages, ("rouge_l", "exact_match"))}
+    result = Result()
+    result.add_rows(rows_by_language(columns, subject.languages, ("rouge_l", "exact_match")))
+    return result
 
 
-def utility(subject: Subject) -> dict:
+def utility(subject: Subject) -> Result:
     """How much the model is still worth on what it was to keep: TOFU's model utility (Maini et al. 2024).
 
     The harmonic mean of probability, ROUGE-L recall and, where rows have wrong answers, max(0, 1 - R) of the truth
@@ -182,7 +176,7 @@ def utility(subject: Subject) -> dict:
         if len(subject.datasets.get(split, ()))
     }
     if not splits:
-        return {"notes": ["there is neither a retain nor a valid or test split"]}
+        return Result(notes=["there is neither a retain nor a valid or test split"])
     with subject.ready() as model:
         measured = subject.rows(splits, model=model, description="utility")
         continued = _continued(subject, model, splits, "utility")
@@ -203,22 +197,23 @@ def utility(subject: Subject) -> dict:
             if len(chosen):
                 samples.setdefault(language, {})[split] = chosen[:, ~np.isnan(chosen).all(0)]
     counted = ["retain"] if "retain" in splits else list(splits)
-    figures: dict[str, dict] = {}
+    figures: dict[Name, dict[str, Estimate]] = {}
     for language, by_split in samples.items():
-        named = {"model_utility": [by_split[split] for split in counted if split in by_split]}
+        named = {Name("model_utility"): [by_split[split] for split in counted if split in by_split]}
         if len(splits) > 1:
-            named |= {f"{split}/model_utility": [table] for split, table in by_split.items()}
+            named |= {Name("model_utility", Variant.named(split)): [table] for split, table in by_split.items()}
         # One seed for all, so that what is there under two names is the same to the last digit.
         seed = seed_of(subject.seed, "model_utility", language)
         for name, tables in named.items():
             if tables:
-                figures.setdefault(name, {})[language] = bootstrap(harmonic_mean_of_means, *tables, seed=seed)
+                found = Estimate.from_json(bootstrap(harmonic_mean_of_means, *tables, seed=seed))
+                figures.setdefault(name, {})[language] = found
     why = " alone; valid and test rows were never seen" if counted == ["retain"] else ""
     notes = [
         f"Model utility without a split's name is of {' and '.join(counted)} rows{why}.",
         f"It is measured on at most {UTILITY_ITEMS} items of a split in each language.",
     ]
-    return {"figures": figures, "notes": notes}
+    return Result(figures=figures, notes=notes)
 
 
 def harmonic_mean_of_means(*tables: np.ndarray) -> np.ndarray:

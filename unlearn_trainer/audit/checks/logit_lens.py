@@ -11,6 +11,7 @@ from torch import nn
 
 from ...evaluation import metrics
 from ...head.chunked import Segment, Segments
+from ..results import Matrix, Name, Result, Variant
 from ..subject import Subject
 from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed, try_reading
 
@@ -98,7 +99,7 @@ def _read_one_by_one(model, blocks, batch, row, column, targets):
     return torch.cat(hits)
 
 
-def logit_lens(subject: Subject) -> dict:
+def logit_lens(subject: Subject) -> Result:
     """Memorization accuracy of the forget rows at the best layer of each language, and of all layers.
 
     The layer is picked by one half of the items, the figure by row ``logit_lens/memorization_accuracy`` is that of the
@@ -110,7 +111,7 @@ def logit_lens(subject: Subject) -> dict:
         with subject.ready() as model:
             table = accuracy_by_layer(subject, model, rows)
     except NoResidualStream as error:
-        return {"notes": [f"no logit lens: {error}"], "withheld": str(error)}
+        return Result(notes=[f"no logit lens: {error}"], withheld=str(error))
     languages, items = np.array(rows["language"]), np.array(rows["item"])
     picking = picks(items, subject.seed)
     values, best = {}, {}
@@ -127,17 +128,9 @@ def logit_lens(subject: Subject) -> dict:
                 "values": table[measured, best[language]].tolist(),
             }
     layers = ", ".join(f"{language} {layer + 1}" for language, layer in best.items())
-    return {
-        "rows": {f"logit_lens/{METRIC}": values},
-        "matrix": {
-            "rows": [str(layer + 1) for layer in range(table.shape[1])],
-            "columns": list(subject.languages),
-            "row_title": "layer",
-            "column_title": "language",
-            "metric": METRIC,
-            "values": {subject.name: matrix},
-        },
-        "notes": [
-            f"{subject.name}: layer read, of {table.shape[1]}, picked by the other half of the items: {layers}."
-        ],
-    }
+    numbers = [str(layer + 1) for layer in range(table.shape[1])]
+    return Result(
+        rows={Name(METRIC, Variant("logit_lens")): values},
+        matrix=Matrix(numbers, list(subject.languages), "layer", "language", METRIC, {subject.name: matrix}),
+        notes=[f"{subject.name}: layer read, of {table.shape[1]}, picked by the other half of the items: {layers}."],
+    )

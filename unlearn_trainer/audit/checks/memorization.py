@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 
 from ..figures import area, bootstrap, mean, perplexity_of_sums, ratio_of_sums, rows_by_language, seed_of
+from ..results import Estimate, Figure, Name, Result, Variant
 from ..subject import EARLIER, Subject
 
 ROW_FIGURES = ("memorization_accuracy", "extraction_strength", "probability", "loss")
@@ -13,7 +14,7 @@ ROW_FIGURES = ("memorization_accuracy", "extraction_strength", "probability", "l
 SCORES = ("loss", "zlib", "zlib_mean", "min_k", "min_k_40", "min_k_plus_plus")
 
 
-def memorization(subject: Subject) -> dict:
+def memorization(subject: Subject) -> Result:
     """MA, ES, probability and losses of every split, and membership AUCs of the forget rows against unseen rows.
 
     An AUC is the chance that a forget row is more familiar than an unseen one, by loss (Yeom et al. 2018), zlib
@@ -31,18 +32,19 @@ def memorization(subject: Subject) -> dict:
         found["characters"] = np.array([max(1, len(text)) for text in texts])
         compressed = np.array([len(zlib.compress(text.encode())) for text in texts])
         found["zlib"], found["zlib_mean"] = found["nll"] / compressed, found["loss"] / compressed
-    rows = rows_by_language(columns["forget"], subject.languages, ROW_FIGURES)
+    result = Result()
+    result.add_rows(rows_by_language(columns["forget"], subject.languages, ROW_FIGURES))
     for split in (name for name in columns if name.startswith(EARLIER)):
         # Rows that were never seen stand for those of every request.
         found = columns[split if subject.measured == "forget" else "forget"]
-        earlier = rows_by_language(found, subject.languages, ROW_FIGURES[:2])
-        rows |= {f"{split}/{metric}": by_language for metric, by_language in earlier.items()}
-    figures: dict[str, dict] = {}
+        result.add_rows(rows_by_language(found, subject.languages, ROW_FIGURES[:2]), Variant.named(split))
+    figures: dict[Name, dict[str, Estimate]] = {}
     without: Counter[str] = Counter()
 
     def add(name, language, statistic, *samples):
-        seed = seed_of(subject.seed, name, language)
-        figures.setdefault(name, {})[language] = bootstrap(statistic, *samples, seed=seed)
+        seed = seed_of(subject.seed, str(name), language)
+        found = Estimate.from_json(bootstrap(statistic, *samples, seed=seed))
+        figures.setdefault(name, {})[language] = found
 
     for index, language in enumerate(subject.languages):
         for split, found in columns.items():
@@ -52,14 +54,14 @@ def memorization(subject: Subject) -> dict:
             sums = np.stack([found["nll"][chosen], found["tokens"][chosen]], axis=1)
             if split.startswith(EARLIER):
                 continue
-            prefix = "" if split == "forget" else f"{split}/"
-            add(f"{prefix}perplexity", language, perplexity_of_sums, sums)
+            variant = Variant() if split == "forget" else Variant.named(split)
+            add(Name("perplexity", variant), language, perplexity_of_sums, sums)
             if split == "forget":
                 by_character = np.stack([found["nll"][chosen], found["characters"][chosen]], axis=1)
-                add("nll_per_character", language, ratio_of_sums, by_character)
+                add(Name("nll_per_character"), language, ratio_of_sums, by_character)
             else:
                 values = found["memorization_accuracy"][chosen]
-                add(f"{prefix}memorization_accuracy", language, mean, values)
+                add(Name("memorization_accuracy", variant), language, mean, values)
         if subject.unseen is None:
             continue
         inside, outside = (columns[split]["language"] == index for split in ("forget", subject.unseen))
@@ -69,15 +71,16 @@ def memorization(subject: Subject) -> dict:
                 if np.isnan(known).any() or np.isnan(unknown).any():
                     without[score] += 1
                 else:
-                    add(f"auc_{score}", language, area, known, unknown)
-    notes = [
+                    add(Name(f"auc_{score}"), language, area, known, unknown)
+    result.figures = figures
+    result.notes = [
         f"auc_{score} was left out in {count} language{'s' * (count > 1)}: the score of a row is not a number."
         for score, count in without.items()
     ]
-    return {"rows": rows, "figures": figures, "notes": notes}
+    return result
 
 
-def privacy_leakage(audited: dict[str, float], never_seen: dict[str, float]) -> dict[str, dict[str, float]]:
+def privacy_leakage(audited: Estimate, never_seen: Estimate) -> dict[Name, Figure]:
     """PrivLeak (Shi et al. 2024, MUSE) and the privacy score, of an AUC against the never-seen model's.
 
     PrivLeak is 100 (A - A0) / A0 with A = 1 - AUC: below 0 where forget rows are still too familiar, above 0 where
@@ -85,23 +88,19 @@ def privacy_leakage(audited: dict[str, float], never_seen: dict[str, float]) -> 
     audited AUC; the never-seen model's is taken as it is.
 
     Args:
-        audited, never_seen: figures ``{"value", "low", "high", "n"}`` of an AUC.
+        audited, never_seen: an AUC each.
     """
-    reference = never_seen["value"]
+    reference = never_seen.value
     found = {}
     if reference < 1:
-        ends = [100 * (reference - audited[key]) / (1 - reference) for key in ("value", "high", "low")]
-        found["privleak"] = dict(zip(("value", "low", "high"), ends, strict=True)) | {"n": audited["n"]}
+        ends = [100 * (reference - end) / (1 - reference) for end in (audited.value, audited.high, audited.low)]
+        found[Name("privleak")] = Figure(*ends, audited.n)
     if reference > 0:
-        ends = sorted(1 - min(1.0, abs(audited[key] - reference) / reference) for key in ("low", "high"))
-        value = 1 - min(1.0, abs(audited["value"] - reference) / reference)
-        inside = audited["low"] <= reference <= audited["high"]
-        found["privacy_score"] = {
-            "value": value,
-            "low": min(ends[0], value),
-            "high": 1.0 if inside else max(ends[1], value),
-            "n": audited["n"],
-        }
+        ends = sorted(1 - min(1.0, abs(end - reference) / reference) for end in (audited.low, audited.high))
+        value = 1 - min(1.0, abs(audited.value - reference) / reference)
+        inside = audited.low <= reference <= audited.high
+        high = 1.0 if inside else max(ends[1], value)
+        found[Name("privacy_score")] = Figure(value, min(ends[0], value), high, audited.n)
     return found
 
 

@@ -22,11 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from ...data.encoding import encode
 from ...data.items import MASK, QA, Cloze, Item, Passage, Text
 from ..figures import rows_by_language, seed_of
+from ..results import PRIMED_WITH_ANOTHER as CONTROL
+from ..results import Matrix, Result, Variant
 from ..subject import NEVER_SEEN, Subject
 
 METRICS = ("memorization_accuracy", "extraction_strength")
 PLAIN, WORST, PARAPHRASED, SWITCHED = "plain", "worst_prompt", "paraphrased_question", "code_switched"
-ASKED, PRIMED, PRIMED_WITH_ANOTHER = "asked_in_another_language", "primed", "primed_with_another"
+ASKED, PRIMED, PRIMED_WITH_ANOTHER = "asked_in_another_language", "primed", CONTROL.name
 # Not among those that the worst prompt is chosen from.
 LONGER = (PRIMED, PRIMED_WITH_ANOTHER)
 LEFT_OUT = {
@@ -48,7 +50,7 @@ Entry = tuple[int, int, Passage]
 Columns = Mapping[str, np.ndarray]
 
 
-def prompts(subject: Subject) -> dict:
+def prompts(subject: Subject) -> Result:
     """Accuracy and extraction strength of the forget rows under every prompt attack that the data allows.
 
     Returns:
@@ -73,14 +75,12 @@ def prompts(subject: Subject) -> dict:
     if stand_in is None:
         variants[WORST] = greatest(found for name, found in variants.items() if name not in LONGER)
     del variants[PLAIN]
-    result = {"rows": {}, "notes": _notes(built, measured, subject.max_seq_length, stand_in)}
+    result = Result(notes=_notes(built, measured, subject.max_seq_length, stand_in))
     for variant, columns in variants.items():
-        figures = rows_by_language(columns, languages, METRICS)
-        result["rows"] |= {f"{variant}/{metric}": figure for metric, figure in figures.items()}
+        result.add_rows(rows_by_language(columns, languages, METRICS), Variant.named(variant))
     if asked:
-        titles = {"row_title": "asked in", "column_title": "answered in", "metric": METRICS[0]}
         values = {subject.name: _matrix(measured, languages)}
-        result["matrix"] = {"rows": languages, "columns": languages, **titles, "values": values}
+        result.matrix = Matrix(languages, languages, "asked in", "answered in", METRICS[0], values)
     return result
 
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...errors import ConfigError
 from ..figures import rows_by_language
+from ..results import Name, Result, Variant
 from ..subject import Subject
 
 GROUP = 128
@@ -143,7 +144,7 @@ def _is_transposed(module, name, parameter, hidden_size):
     return (columns if leads_back else rows) == hidden_size != (rows if leads_back else columns)
 
 
-def quantization(subject: Subject) -> dict:
+def quantization(subject: Subject) -> Result:
     """Forget rows, and retain rows for the utility, after rounding to 8 and 4 bits; to NF4 too where that runs.
 
     Figures by row: ``int8/memorization_accuracy``, ``int8/extraction_strength``, ``int8/retain_memorization_accuracy``
@@ -153,15 +154,14 @@ def quantization(subject: Subject) -> dict:
     if subject.args.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
         variants["nf4"] = lambda model: round_matrices(model, nf4)
     splits = {split: subject.datasets[split] for split in ("forget", "retain") if split in subject.datasets}
-    found = {}
-    for variant, change in variants.items():
-        columns = subject.rows(splits, change=change, description=variant)
-        for metric, by_language in rows_by_language(columns["forget"], subject.languages).items():
-            found[f"{variant}/{metric}"] = by_language
+    result = Result()
+    for name, change in variants.items():
+        columns = subject.rows(splits, change=change, description=name)
+        result.add_rows(rows_by_language(columns["forget"], subject.languages), Variant(name))
         if "retain" in columns:
             known = rows_by_language(columns["retain"], subject.languages, ("memorization_accuracy",))
-            found[f"{variant}/retain_memorization_accuracy"] = known["memorization_accuracy"]
-    return {"rows": found}
+            result.rows[Name("retain_memorization_accuracy", Variant(name))] = known["memorization_accuracy"]
+    return result
 
 
 @contextlib.contextmanager

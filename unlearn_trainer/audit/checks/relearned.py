@@ -5,15 +5,16 @@ import numpy as np
 from ...errors import TrainingDiverged
 from ...runs.relearning import relearn
 from ..figures import rows_by_language
+from ..results import RELEARNED_FROM_OTHER_TEXT, Matrix, Result, Variant
 from ..subject import AUDITED, Subject
 
 METRICS = ("memorization_accuracy", "extraction_strength")
-RELEARNED, BEST, CONTROL = "relearned", "relearned_in_best_language", "relearned_from_other_text"
+RELEARNED, BEST = Variant("relearned"), Variant("relearned_in_best_language")
 # Relearning that leaves its own rows below this and no more than the least gain above where they were did nothing.
 KNOWN_AGAIN, LEAST_GAIN = 0.5, 0.1
 
 
-def relearning(subject: Subject) -> dict:
+def relearning(subject: Subject) -> Result:
     """Fine-tunes a copy on the forget rows of one language A at a time, and measures them in every language B.
 
     ``relearned/...`` is, for each row, the mean over all A but the row's own language: what came back without having
@@ -28,7 +29,7 @@ def relearning(subject: Subject) -> dict:
     asked = args.audit_relearn_languages or trained
     forget = subject.datasets["forget"]
     start = subject.rows({"forget": forget}, description="before relearning")["forget"]
-    rows, matrix, notes, doubts = {}, {}, [], {}
+    result, matrix, notes = Result(), {}, []
     # What comes back by training at all is asked of the audited model only.
     control = subject.unseen if subject.name == AUDITED else None
     for name, split in ((subject.name, "forget"), ("control", control)):
@@ -46,9 +47,10 @@ def relearning(subject: Subject) -> dict:
         if split == "forget" and len(measured) == 1:
             own = _own_half(subject, forget, subject.languages[next(iter(measured))])
             found = [{key: np.concatenate([each[key] for each in (*found, own)]) for key in own}]
-        for variant, columns in zip((CONTROL,) if split != "forget" else (RELEARNED, BEST), found, strict=False):
+        variants = (RELEARNED, BEST) if split == "forget" else (RELEARNED_FROM_OTHER_TEXT,)
+        for variant, columns in zip(variants, found, strict=False):
             figures = rows_by_language(columns, subject.languages, METRICS)
-            rows |= {f"{variant}/{metric}": by_language for metric, by_language in figures.items() if by_language}
+            result.add_rows({metric: by_language for metric, by_language in figures.items() if by_language}, variant)
         if split == "forget":
             idle = [subject.languages[index] for index, each in measured.items() if _did_nothing(index, start, each)]
             if idle:
@@ -56,26 +58,16 @@ def relearning(subject: Subject) -> dict:
                 notes.append(f"{name}: hardly anything was relearned in {', '.join(idle)}; {remedy}")
                 if len(idle) == len(measured):
                     reason = f"the relearning itself learned next to nothing; {remedy}"
-                    doubts = dict.fromkeys((RELEARNED, BEST), reason)
+                    result.doubts = dict.fromkeys((RELEARNED, BEST), reason)
     notes.append(
         f"{args.audit_relearn_steps} steps of {args.audit_relearn_batch_size} rows at a learning rate of "
         f"{args.audit_relearn_learning_rate:g}; a stronger attacker may bring back more"
     )
     if subject.unseen is None:
         notes.append("no control: there are no unseen rows (valid or test)")
-    return {
-        "rows": rows,
-        "matrix": {
-            "rows": asked,
-            "columns": subject.languages,
-            "row_title": "relearned in",
-            "column_title": "measured in",
-            "metric": "memorization_accuracy",
-            "values": matrix,
-        },
-        "notes": notes,
-        "doubts": doubts,
-    }
+    result.matrix = Matrix(asked, subject.languages, "relearned in", "measured in", METRICS[0], matrix)
+    result.notes = notes
+    return result
 
 
 def _after(subject, rows, language):

@@ -11,6 +11,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..figures import rows_by_language, seed_of
+from ..results import RANDOM_DIRECTION, Result, Variant
 from ..subject import BEFORE, Subject
 from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed, try_pushing
 
@@ -76,7 +77,7 @@ def steered(blocks: list[nn.Module], directions: torch.Tensor, coefficient: floa
     return on_outputs(blocks, push)
 
 
-def steering(subject: Subject) -> dict:
+def steering(subject: Subject) -> Result:
     """Forget rows with the states of late layers pushed back to where the model before has them.
 
     The direction of a layer is the mean, over rows of the trained languages, of this model's states less those of the
@@ -93,7 +94,7 @@ def steering(subject: Subject) -> dict:
     halves = [forget.select(np.flatnonzero(half & np.isin(languages, in_both))) for half in (picking, ~picking)]
     tuned_on = halves[0].select(np.flatnonzero(np.array(halves[0]["language"]) < subject.num_trained))
     if not len(tuned_on):
-        return {"notes": ["no steering: there are not two items in a trained language"]}
+        return Result(notes=["no steering: there are not two items in a trained language"])
     try:
         with subject.peer(BEFORE).ready() as model:
             layers = late_layers(len(blocks_of(model)))
@@ -112,16 +113,15 @@ def steering(subject: Subject) -> dict:
                 for draw in range(RANDOM_DRAWS)
             ]
     except NoResidualStream as error:
-        return {"notes": [f"no steering: {error}"], "withheld": str(error)}
+        return Result(notes=[f"no steering: {error}"], withheld=str(error))
     control = {**draws[0], **{metric: np.mean([draw[metric] for draw in draws], axis=0) for metric in METRICS}}
-    rows = {
-        f"{variant}/{metric}": by_language
-        for variant, columns in (("steered", found), ("random_direction", control))
-        for metric, by_language in rows_by_language(columns, subject.languages, METRICS).items()
-    }
+    result = Result()
+    for variant, columns in ((Variant("steered"), found), (RANDOM_DIRECTION, control)):
+        result.add_rows(rows_by_language(columns, subject.languages, METRICS), variant)
     chosen = ", ".join(f"{language} {value:g}" for language, value in coefficients.items())
     which = f"layers {layers.start + 1} to {layers.stop} of {layers.stop}"
-    return {"rows": rows, "notes": [f"{subject.name}: {which}, coefficients picked by the other half: {chosen}."]}
+    result.notes = [f"{subject.name}: {which}, coefficients picked by the other half: {chosen}."]
+    return result
 
 
 def _searched(subject, model, halves, blocks, directions, description):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
+from ..results import Estimate
 from .document import Bullets, Cell, Drawing, Figure, Folded, Group, Heading, Paragraph, Table, html_of, markdown_of
 from .entries import MEANINGS, UNMEASURED, Entry, entries_of, interval, number, short, words, worst
 from .pictures import Mark, escape, finite, heat_map, strip
@@ -131,7 +132,7 @@ def _subject(audit: Mapping[str, Any], entries: Entries) -> Blocks:
     for title, codes in (("languages", [*languages]), ("of these held out, never trained", held_out)):
         if codes:
             rows.append((title, f"{len(codes)}: {', '.join(codes)}"))
-    counts = {entry.figure.get("n") for each in entries.values() for entry in each if entry.judged} - {None}
+    counts = {entry.figure.n for each in entries.values() for entry in each if entry.judged} - {None}
     spread = sorted({min(counts), max(counts)}) if counts else [UNMEASURED]
     rows.append(("rows behind a judged figure (n)", " to ".join(map(str, spread))))
     yield Table(("", ""), rows, kind="facts")
@@ -259,7 +260,12 @@ def _all_figures(languages: Mapping[str, Any], entries: Entries) -> Blocks:
     head = ("attack", "variant or rows", "figure", "after", "n", "before", "never seen", "place")
     for code, each in entries.items():
         rows = [
-            (words(entry.attack), words(entry.variant), entry.metric, *_cells(entry, str(entry.figure.get("n", ""))))
+            (
+                words(entry.attack),
+                words(entry.variant),
+                entry.metric,
+                *_cells(entry, _count(entry.figure)),
+            )
             for entry in each
         ]
         summary = _summary(code, languages[code], f", {len(rows)} figures")
@@ -313,13 +319,17 @@ def _making(audit: Mapping[str, Any]) -> Blocks:
 
 
 def _cells(entry: Entry, *counts: str) -> tuple[str, ...]:
-    others = (interval(entry.figure.get(key)) for key in ("before", "never_seen", "position"))
-    return interval(entry.figure), *counts, *others
+    figure = entry.figure
+    return interval(figure), *counts, *map(interval, (figure.before, figure.never_seen, figure.position))
+
+
+def _count(figure: Estimate) -> str:
+    return "" if figure.n is None else str(figure.n)
 
 
 def _mark(entry: Entry, detail: str = "", others: Sequence[float] = ()) -> Mark:
-    low, high = entry.position.get("low"), entry.position.get("high")
-    return Mark(entry.line, entry.place, low, high, detail, others, hollow=not entry.judged)
+    position = entry.position
+    return Mark(entry.line, entry.place, position.low, position.high, detail, others, hollow=not entry.judged)
 
 
 def _verdict(verdict: str) -> Cell:

@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..verdict import counts_as_knowledge
+from ..results import Estimate, Figure, Name, Variant, read_figures
 from .pictures import finite
 
 UNMEASURED = "–"
+UNKNOWN = Estimate(None)
 SHORT = {
     "memorization_accuracy": "MA",
     "extraction_strength": "ES",
@@ -48,34 +49,39 @@ class Entry:
 
     Args:
         attack: name of the attack; empty for a figure of the model and its prompts as they are.
-        variant: of the attack; otherwise the split or request that the figure is of, or empty.
-        metric: its name.
-        figure: ``{"value", "low", "high", "n"}``, with ``before``, ``never_seen``, ``position`` and
-            ``excess`` where they are known.
+        name: its metric, and the attack's variant; without an attack, the split or request that the figure is of.
+        figure: of the audited model, with those of the others where they are known.
     """
 
     attack: str
-    variant: str
-    metric: str
-    figure: Mapping[str, Any]
+    name: Name
+    figure: Figure
+
+    @property
+    def metric(self) -> str:
+        return self.name.metric
+
+    @property
+    def variant(self) -> str:
+        return self.name.variant.name
 
     @property
     def value(self) -> float | None:
-        return finite(self.figure.get("value"))
+        return finite(self.figure.value)
 
     @property
-    def position(self) -> Mapping[str, Any]:
-        return self.figure.get("position") or {}
+    def position(self) -> Estimate:
+        return self.figure.position or UNKNOWN
 
     @property
     def place(self) -> float | None:
         """Between a model that never saw the texts (0) and the model before (1)."""
-        return finite(self.position.get("value"))
+        return finite(self.position.value)
 
     @property
     def judged(self) -> bool:
         """Whether the verdict rests on it: a greater figure then means that more is left."""
-        return counts_as_knowledge(f"{self.variant}/{self.metric}" if self.variant else self.metric)
+        return self.name.counts_as_knowledge
 
     @property
     def height(self) -> tuple[int, float, float]:
@@ -84,8 +90,8 @@ class Entry:
         Judged by the low end of the interval, as a verdict of leaking is: a place between two models that hardly
         differ can be anywhere. It counts up to 1 and to a tenth; of equals the greater figure shows more.
         """
-        for rank, known in ((1, self.position), (1, self.figure.get("excess") or {}), (0, self.figure)):
-            value, low = finite(known.get("value")), finite(known.get("low"))
+        for rank, known in ((1, self.position), (1, self.figure.excess or UNKNOWN), (0, self.figure)):
+            value, low = finite(known.value), finite(known.low)
             if value is not None:
                 return rank, round(min(value if low is None else low, 1.0), 1), self.value or 0.0
         return -1, 0.0, 0.0
@@ -110,13 +116,11 @@ def entries_of(audit: Mapping[str, Any], code: str) -> list[Entry]:
             for metric, by_language in metrics.items():
                 cell = by_language.get(code)
                 if cell:
-                    attacked.append(Entry(attack, variant, metric, {**cell, **(cell.get("after") or {})}))
-    known = {(entry.variant, entry.metric) for entry in attacked}
-    plain = []
-    for name, figure in audit["languages"][code].get("figures", {}).items():
-        variant, _, metric = name.rpartition("/")
-        if (variant, metric) not in known:
-            plain.append(Entry("", variant, metric, figure))
+                    name = Name(metric, Variant.named(variant))
+                    attacked.append(Entry(attack, name, Figure.from_json({**cell, **(cell.get("after") or {})})))
+    known = {entry.name for entry in attacked}
+    figures = read_figures(audit["languages"][code].get("figures", {}))
+    plain = [Entry("", name, figure) for name, figure in figures.items() if name not in known]
     return plain + attacked
 
 
@@ -137,14 +141,11 @@ def number(value: float | None) -> str:
     return f"{value + 0.0:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def interval(figure: Mapping[str, Any] | None) -> str:
-    """A value with its interval, and whose it is where it is not the named model's."""
-    figure = figure or {}
-    text = number(figure.get("value"))
-    ends = [finite(figure.get(end)) for end in ("low", "high")]
-    if None not in ends:
-        text += f" [{number(ends[0])}, {number(ends[1])}]"
-    return f"{text} ({figure['of']})" if figure.get("of") else text
+def interval(estimate: Estimate | None) -> str:
+    """A value with its interval."""
+    estimate = estimate or UNKNOWN
+    text, low, high = number(estimate.value), finite(estimate.low), finite(estimate.high)
+    return text if low is None or high is None else f"{text} [{number(low)}, {number(high)}]"
 
 
 def short(metric: str) -> str:
