@@ -240,8 +240,8 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from datasets import Dataset
 from helpers.tiny import LANGUAGES, tiny_config, tiny_model, tiny_trainer
-from unlearn_trainer.arguments import DataArguments, ModelArguments
-from unlearn_trainer.memory import StepMemory
+from unlearn_trainer.config.arguments import DataArguments, ModelArguments
+from unlearn_trainer.memory.estimate import StepMemory
 from unlearn_trainer.trainer import UnlearnTrainer
 
 folder, length, vocabulary = Path({folder!r}), 96, 80000

@@ -290,7 +290,7 @@ def test_a_kill_while_a_cache_is_written_or_read_leaves_the_next_start_right(mom
     words += ["--output_dir", str(tmp_path / "run")]
     killing = (
         "import os, signal, sys, datasets, run_unlearn\n"
-        "from unlearn_trainer import teacher, teacher_cache\n"
+        "from unlearn_trainer.teacher import cache, teachers\n"
         "def kill_at(owner, name, number):\n"
         "    call, calls = getattr(owner, name), []\n"
         "    def counted(*args, **kwargs):\n"
@@ -299,8 +299,8 @@ def test_a_kill_while_a_cache_is_written_or_read_leaves_the_next_start_right(mom
         "        return call(*args, **kwargs)\n"
         "    setattr(owner, name, counted)\n"
         "moment = sys.argv[1]\n"
-        "if moment == 'teacher': kill_at(teacher.ResidentTeacher, 'states', 2)\n"
-        "if moment == 'read': kill_at(teacher_cache.CachedTeacher, 'states', 2)\n"
+        "if moment == 'teacher': kill_at(teachers.ResidentTeacher, 'states', 2)\n"
+        "if moment == 'read': kill_at(cache.CachedTeacher, 'states', 2)\n"
         "if moment == 'rows': kill_at(datasets.arrow_writer.ArrowWriter, 'finalize', 2)\n"
         "run_unlearn.main(sys.argv[2:])"
     )

@@ -76,7 +76,7 @@ def bytes_to_write(model_args: ModelArguments, args: UnlearnConfig) -> int:
     """Bytes of the models that a run leaves, and of the checkpoint it has at least, counted from the configuration.
 
     A checkpoint appears before an older one goes, so there are ``save_total_limit + 1`` for a moment; without a limit
-    only one is counted. The teacher's answers are counted where they are written (:mod:`.teacher_cache`). Adapters are
+    only one is counted. The teacher's answers are counted where they are written (:mod:`.teacher.cache`). Adapters are
     too small to count.
     """
     try:
