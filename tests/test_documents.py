@@ -21,7 +21,7 @@ def text_of(document):
 
 def named_paths(text):
     """Paths of the checkout that a text names: those that begin with one of its folders."""
-    return set(re.findall(rf"(?<![\w./$-])(?:{'|'.join(PLACES)})/[\w./-]*\w/?", text))
+    return set(re.findall(rf"(?<![\w./$-])(?:{'|'.join(PLACES)})/(?:[\w./-]|\*(?=\.))*\w/?", text))
 
 
 def anchors(text):
@@ -42,7 +42,7 @@ def is_importable(name):
 def test_paths_that_are_named_are_there(document):
     if document.name == HISTORY:
         return
-    assert not [path for path in sorted(named_paths(text_of(document))) if not (ROOT / path).exists()]
+    assert not [path for path in sorted(named_paths(text_of(document))) if not any(ROOT.glob(path))]
 
 
 @each_document
