@@ -10,6 +10,10 @@ if __name__ == "__main__":  # the libraries take seconds to load, in which Ctrl-
 
     end_on_ctrl_c()
 
+    from unlearn_trainer.config.early import answer_early
+
+    answer_early()
+
 from unlearn_trainer.cli import UnlearnTrainer, main, make_trainer, run
 
 __all__ = ["UnlearnTrainer", "main", "make_trainer", "run"]

@@ -42,7 +42,7 @@ setup(
     package_data={
         "unlearn_trainer": ["py.typed", "config/presets/*.json", "data/*.json", "evaluation/modules/*/*.py"]
     },
-    entry_points={"console_scripts": ["unlearn-trainer=unlearn_trainer.cli:main"]},
+    entry_points={"console_scripts": ["unlearn-trainer=unlearn_trainer.__main__:main"]},
     install_requires=[
         "torch>=2.11",
         "transformers>=5.17,<6",

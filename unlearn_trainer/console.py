@@ -1,9 +1,7 @@
 """What a command prints and how it ends: figures that fit on a line, one clear error, an exit code."""
 
-import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 
 import datasets
@@ -13,10 +11,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from .early_stop import ToldToEnd, raise_on_ctrl_c, raise_on_sigterm
 from .engine.engines import leave_process_group
-from .errors import Terminated, TrainingDiverged, UnlearnError, without_controls
+from .errors import EXIT_BAD_INPUT, EXIT_DIVERGED, Terminated, TrainingDiverged, UnlearnError, print_failure
 from .files import storage_problem
-
-EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
 
 def say(text: str) -> None:
@@ -45,34 +41,24 @@ def run_command(run: Callable[[Sequence[str] | None], object], argv: Sequence[st
             run(argv)
         code = 0
     except UnlearnError as error:
-        code = _fail(f"error: {error}", EXIT_BAD_INPUT)
+        code = print_failure(f"error: {error}", EXIT_BAD_INPUT)
     except TrainingDiverged as error:
-        code = _fail(f"stopped: {error}", EXIT_DIVERGED)
+        code = print_failure(f"stopped: {error}", EXIT_DIVERGED)
     except Terminated as error:
-        code = _fail(f"stopped: {error}", 128 + error.signal_number, of_all=True)
+        code = print_failure(f"stopped: {error}", 128 + error.signal_number, of_all=True)
     except OSError as error:
         problem = storage_problem(error)
         if problem is None:
             raise
-        code = _fail(f"error: {problem}", EXIT_BAD_INPUT)
+        code = print_failure(f"error: {problem}", EXIT_BAD_INPUT)
     except KeyboardInterrupt as error:
         number = signal.SIGTERM if isinstance(error, ToldToEnd) else signal.SIGINT
         name = "SIGTERM" if isinstance(error, ToldToEnd) else "Ctrl-C"
-        code = _fail(f"stopped: {name}; nothing that was finished is lost", 128 + number, of_all=True)
+        code = print_failure(f"stopped: {name}; nothing that was finished is lost", 128 + number, of_all=True)
     finally:
         leave_process_group(code)
     if code:
         sys.exit(code)
-
-
-def _fail(message: str, code: int, of_all: bool = False) -> int:
-    """Print the message and return the code; what befell all processes (``of_all``) the first one alone says."""
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
-        if of_all:
-            return code
-    print(without_controls(" ".join(message.split())), file=sys.stderr, flush=True)
-    return code
 
 
 def compact(logs: dict | None) -> dict:

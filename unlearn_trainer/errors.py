@@ -1,9 +1,15 @@
 """Errors a user can mend. Each message names the file, line, language or flag, and the remedy."""
 
 import difflib
+import math
+import os
 import signal
+import sys
+import time
 import unicodedata
 from collections.abc import Iterable
+
+EXIT_BAD_INPUT, EXIT_DIVERGED = 2, 3
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -62,3 +68,26 @@ class Terminated(RuntimeError):
         self.signal_number = signal.Signals(signal_number)
         name = "Ctrl-C" if self.signal_number == signal.SIGINT else self.signal_number.name
         super().__init__(f"{name} {doing}")
+
+
+def check_bounds(flag: str, value: object, bounds: Iterable) -> None:
+    """Refuse what is no finite number, or outside of one of the bounds that stand in an option's annotation.
+
+    Raises:
+        ConfigError: names the flag and the bound.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ConfigError(f"{flag} must be a finite number, not {value}")
+    for bound in bounds:
+        if not bound.allows(value):
+            raise ConfigError(f"{flag} must be {bound}, not {value}")
+
+
+def print_failure(message: str, code: int, of_all: bool = False) -> int:
+    """Print the message and return the code; what befell all processes (``of_all``) the first one alone says."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)  # where the first process fails too, it says so, and the launcher ends this one meanwhile
+        if of_all:
+            return code
+    print(without_controls(" ".join(message.split())), file=sys.stderr, flush=True)
+    return code

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import socket
 import time
@@ -14,14 +15,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
-from .errors import ConfigError, StorageError, UnlearnError
+from .errors import ConfigError, DataError, StorageError, UnlearnError
 
 # Says of a folder that this package made it and may delete it.
 MARK = ".made-by-unlearn-trainer"
 LOCK = ".lock"
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def write_whole(path: str | os.PathLike, text: str) -> None:
@@ -197,6 +196,9 @@ def held_folder(folder: str | os.PathLike) -> Iterator[None]:
         ConfigError: it cannot be made or written to; another run holds it: names its process, machine and start.
         StorageError: within the context a disk turned out to be full, or a place could not be written to.
     """
+    from accelerate import PartialState  # here, because they take seconds, and are not needed to find a file
+    from accelerate.utils import broadcast_object_list
+
     folder, handle, problem = Path(os.path.abspath(folder)), None, None  # wherever the process goes meanwhile
     if PartialState().is_main_process:
         problem = _problem_with(folder)
@@ -292,3 +294,42 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str) and hasattr(value, "item"):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def find_file(file: str, folder: Path | None, flag: str) -> Path:
+    """The path of a file of rows; a bare name is looked for in ``folder`` first.
+
+    Args:
+        file: what the flag gave.
+        folder: of all splits, where there is one.
+        flag: for messages.
+
+    Raises:
+        DataError: there is none; says what is there instead.
+    """
+    if folder and Path(file).name == file and (folder / file).is_file():
+        return folder / file
+    if Path(file).is_file():
+        return Path(file)
+    for path in (folder / file if folder else Path(file), Path(file)):
+        if path.is_dir():
+            raise DataError(
+                f"{flag}: {path} is a folder ({jsonl_names(path)}); name one file of it, or give --data_dir"
+            )
+    there = f"; {folder} has: {jsonl_names(folder)}" if folder else ""
+    raise DataError(f"{flag}: there is no file {file}{there}; check the path")
+
+
+def jsonl_names(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
+
+
+def check_data_dir(name: str) -> None:
+    """Refuse what is neither a folder nor looks like the name of a dataset on the Hub.
+
+    Raises:
+        DataError: names ``--data_dir``.
+    """
+    if not Path(name).is_dir() and (Path(name).exists() or not HUB_NAME.fullmatch(name)):
+        problem = "is a file, not a folder; use --forget_file" if Path(name).exists() else "does not exist"
+        raise DataError(f"--data_dir {name} {problem}; give a folder of JSONL files or a Hub name (owner/name)")

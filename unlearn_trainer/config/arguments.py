@@ -3,19 +3,10 @@
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Literal
 
-from ..objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES, objective_options
 from .checks import check_literals, flag, require, split_commas
+from .known_objectives import objective_options
 from .layer_spec import parse_layers
 from .ranges import check_values
-
-
-def objective_choices() -> dict[str, list[str]]:
-    """What may follow `--method`, `--forget_objective` and `--retain_objective`, all that is registered by now."""
-    return {
-        "method": list(METHODS),
-        "forget_objective": ["none", *FORGET_OBJECTIVES],
-        "retain_objective": ["none", *RETAIN_OBJECTIVES],
-    }
 
 
 @dataclass
@@ -188,10 +179,7 @@ class ObjectiveArguments:
 # One flag for each option of an objective, with the default that stands in the objective's own signature.
 MethodArguments = make_dataclass(
     "MethodArguments",
-    [
-        (name, type(default), flag(default, f"Of the objective {name.rpartition('_')[0]}; see docs/methods.md."))
-        for name, default in objective_options().items()
-    ],
+    [(option.name, type(option.default), flag(option.default, option.help)) for option in objective_options()],
 )
 
 
@@ -221,4 +209,15 @@ class WeightArguments:
     patience: int = flag(3, "Evaluations without a better score before `stop_when_forgotten` ends the training.")
     max_retain_perplexity_ratio: float | None = flag(
         10.0, "Stop when the retain perplexity (geometric mean of the languages) is this many times that of the start."
+    )
+
+
+@dataclass
+class ChangedArguments:
+    """Flags of `TrainingArguments` with another default or meaning here."""
+
+    logging_nan_inf_filter: bool = flag(False, "Hide NaN and infinite losses from the logs.")
+    load_best_model_at_end: bool | None = flag(
+        None,
+        "Save the best model of the evaluations and end with it; with `target` by default, if it saves.",
     )

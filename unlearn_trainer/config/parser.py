@@ -1,18 +1,15 @@
 """The command line: defaults, then a JSON file or preset, then flags; a misspelling names the nearest right word."""
 
+import functools
 import json
 import re
 import sys
 import types
-from argparse import Namespace
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.hf_argparser import string_to_bool
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ConfigError, UnlearnError, did_you_mean
 from .arguments import (
@@ -23,22 +20,38 @@ from .arguments import (
     ObjectiveArguments,
     StageArguments,
     WeightArguments,
-    objective_choices,
 )
+from .installed import parser_module, trackers
+from .known_objectives import objective_choices
 from .ranges import shown, with_short_words
-from .unlearn_config import UnlearnConfig
+
+if TYPE_CHECKING:
+    from .unlearn_config import UnlearnConfig
 
 PRESETS = Path(__file__).parent / "presets"
-PARSED = (ModelArguments, DataArguments, UnlearnConfig)
 
 
-class _Parser(HfArgumentParser):
+class _EachFlagOnce(ArgumentDefaultsHelpFormatter):
+    """Help without the second spelling of a flag, with hyphens."""
+
+    def _format_action_invocation(self, action: Action) -> str:
+        if not action.option_strings or action.option_strings[0] == "-h":
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]
+        if action.nargs == 0:
+            return name
+        return f"{name} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+
+class _Flags:
     """Sorts the flags into groups for `--help`, and raises `ConfigError` instead of ending the process."""
 
-    def __init__(self):
+    def __init__(self, classes: tuple[type, ...]):
         self._group_of: dict[str, Any] = {}
+        self._of_training = classes[2]
         super().__init__(
-            PARSED,
+            classes,
+            formatter_class=_EachFlagOnce,
             prog=called_as(),
             usage=f"{called_as()} [PRESET or JSON FILE] [--flag value ...]",
             description=f"Presets: {', '.join(_presets())}. Flags override the file, the file overrides the defaults.",
@@ -54,10 +67,10 @@ class _Parser(HfArgumentParser):
             ("objective", ObjectiveArguments),
             ("options of objectives", MethodArguments),
             ("language weights", WeightArguments),
-            ("training (transformers)", TrainingArguments),
+            ("training (transformers)", self._of_training),
         ):
             group = self.add_argument_group(title)
-            self._group_of.update({item.name: group for item in fields(dtype)})
+            self._group_of = {item.name: group for item in fields(dtype)} | self._group_of
         for name in ("do_train", "do_eval", "do_predict"):
             self._group_of[name] = self._group_of["audit"]
         self._group_of["language_sampling"] = self._group_of["languages"]
@@ -66,7 +79,10 @@ class _Parser(HfArgumentParser):
         if not self._group_of:
             self._make_groups()
         name = kwargs.get("dest", names[0].lstrip("-"))
-        if kwargs.get("type") is string_to_bool:  # also booleans whose default is None work without a value
+        if kwargs.get("action") == "store_false":  # --no_x, which is --x false
+            kwargs["help"] = SUPPRESS
+        # Also booleans whose default is None work without a value.
+        if kwargs.get("type") is parser_module().string_to_bool:
             kwargs |= {"nargs": "?", "const": True}
         if name in (choices := objective_choices()):
             kwargs["metavar"] = "{" + ",".join(choices[name]) + "}"
@@ -76,7 +92,24 @@ class _Parser(HfArgumentParser):
         raise ConfigError(with_short_words(message))
 
 
-def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, UnlearnConfig]:
+@functools.cache
+def _parser_class() -> type:
+    return type("_Parser", (_Flags, parser_module().HfArgumentParser), {})
+
+
+def _classes() -> tuple[type[ModelArguments], type[DataArguments], type["UnlearnConfig"]]:
+    from .unlearn_config import UnlearnConfig  # here, because it takes seconds
+
+    return ModelArguments, DataArguments, UnlearnConfig
+
+
+def __getattr__(name: str):
+    if name == "PARSED":  # the classes of every flag
+        return _classes()
+    raise AttributeError(f"module {__name__} has no attribute {name}")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, DataArguments, "UnlearnConfig"]:
     """Reads a command line such as `flores --learning_rate 1e-4`.
 
     Args:
@@ -90,41 +123,62 @@ def parse_arguments(argv: Sequence[str] | None = None) -> tuple[ModelArguments, 
         ConfigError: an unknown flag or key, a wrong type or value, a combination without meaning, a file that cannot
             be read; names the file and the flag or key.
     """
-    parser = _Parser()
-    _, words = parser.parse_known_args(argv)
-    names = [item.name for dtype in PARSED for item in fields(dtype)]
-    for flag in words:
-        if flag.startswith("-"):
-            name = flag.lstrip("-").partition("=")[0].replace("-", "_")
-            raise ConfigError(f"unknown flag {flag}{did_you_mean(name, names).replace('mean ', 'mean --')}")
-    if len(words) > 1:
-        raise ConfigError(
-            f"unexpected word {words[1]} on the command line: only one preset or JSON file can be given"
-            f"{_joined_by_commas(words[1])}"
-        )
-
-    file = _find_file(words[0]) if words else None
-    settings = _read_json(file, names) if file else {}
-    arguments, _ = parser.parse_known_args(argv, Namespace(**settings))
-    if arguments.output_dir is None:
-        if file is None and not arguments.estimate_memory:
-            raise ConfigError("no place for the results: give --output_dir, or a preset or JSON file to name it after")
-        arguments.output_dir = f"outputs/{file.stem if file else 'estimate'}"
-    try:
-        model, data, config = parser.parse_dict(vars(arguments))
-        if not config.estimate_memory:
-            data.check_named()
-    except UnlearnError as error:
-        # `in` finds a NaN too, which equals nothing
-        of_file = [key for key, value in settings.items() if value in (getattr(arguments, key),)]
-        if any(re.search(rf"--{key}\b", str(error)) for key in of_file):
-            raise type(error)(f"{file}: {error}") from error
-        raise
-    except ValueError as error:  # what TrainingArguments refuses
-        raise ConfigError(str(error)) from error
-    if config.teacher == "adapter" and not model.use_peft:
-        raise ConfigError("--teacher adapter switches a LoRA adapter off to get the teacher: it needs --use_peft")
+    model, data, config = CommandLine(argv, _classes()).checked()
     return model, data, config
+
+
+class CommandLine:
+    """A command line that has been read: each flag is known, each value of its type, and the file there is valid.
+
+    Args:
+        argv: as for :func:`parse_arguments`.
+        classes: dataclasses of the flags of model, data and training, the last one those of transformers too.
+
+    Raises:
+        ConfigError: as :func:`parse_arguments`, for what can be told without making the classes' objects.
+    """
+
+    def __init__(self, argv: Sequence[str] | None, classes: tuple[type, type, type]):
+        parser = _parser_class()(classes)
+        _, words = parser.parse_known_args(argv)
+        hints = {name: hint for dtype in classes for name, hint in get_type_hints(dtype).items()}
+        names = [item.name for dtype in classes for item in fields(dtype)]
+        for flag in words:
+            if flag.startswith("-"):
+                name = flag.lstrip("-").partition("=")[0].replace("-", "_")
+                raise ConfigError(f"unknown flag {flag}{did_you_mean(name, names).replace('mean ', 'mean --')}")
+        if len(words) > 1:
+            raise ConfigError(
+                f"unexpected word {words[1]} on the command line: only one preset or JSON file can be given"
+                f"{_joined_by_commas(words[1])}"
+            )
+        self._parser, self._file = parser, _find_file(words[0]) if words else None
+        self._settings = _read_json(self._file, {name: hints[name] for name in names}) if self._file else {}
+        self._values, _ = parser.parse_known_args(argv, Namespace(**self._settings))
+        if self._values.output_dir is None:
+            if self._file is None and not self._values.estimate_memory:
+                raise ConfigError(
+                    "no place for the results: give --output_dir, or a preset or JSON file to name it after"
+                )
+            self._values.output_dir = f"outputs/{self._file.stem if self._file else 'estimate'}"
+
+    def checked(self) -> tuple:
+        """The objects of the classes, which refuse what they cannot use; an error names the file that said so."""
+        try:
+            model, data, config = self._parser.parse_dict(vars(self._values))
+            if not config.estimate_memory:
+                data.check_named()
+        except UnlearnError as error:
+            # `in` finds a NaN too, which equals nothing
+            of_file = [key for key, value in self._settings.items() if value in (getattr(self._values, key),)]
+            if any(re.search(rf"--{key}\b", str(error)) for key in of_file):
+                raise type(error)(f"{self._file}: {error}") from error
+            raise
+        except ValueError as error:  # what TrainingArguments refuses
+            raise ConfigError(str(error)) from error
+        if config.teacher == "adapter" and not model.use_peft:
+            raise ConfigError("--teacher adapter switches a LoRA adapter off to get the teacher: it needs --use_peft")
+        return model, data, config
 
 
 def called_as() -> str:
@@ -139,7 +193,8 @@ def called_as() -> str:
 
 def free_words(argv: Sequence[str]) -> list[str]:
     """The words of a command line that are neither flags nor values of flags, unknown flags left out."""
-    return [word for word in _Parser().parse_known_args(argv)[1] if not word.startswith("-")]
+    parser = _parser_class()(_classes())
+    return [word for word in parser.parse_known_args(argv)[1] if not word.startswith("-")]
 
 
 def _presets() -> list[str]:
@@ -159,10 +214,10 @@ def _find_file(word: str) -> Path:
 
 def _joined_by_commas(word: str) -> str:
     """A hint for a second tracker behind `--report_to`, which takes one word."""
-    return "; join trackers with commas: --report_to tensorboard,wandb" if word in INTEGRATION_TO_CALLBACK else ""
+    return "; join trackers with commas: --report_to tensorboard,wandb" if word in trackers() else ""
 
 
-def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
+def _read_json(file: Path, hints: dict[str, Any]) -> dict[str, Any]:
     def each_once(pairs):
         values = dict(pairs)
         if len(values) < len(pairs):
@@ -185,11 +240,10 @@ def _read_json(file: Path, names: list[str]) -> dict[str, Any]:
         raise ConfigError(f"{file}: {shown(error)}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: must hold one object, {{...}}, with a key for each flag")
-    hints = {name: hint for dtype in PARSED for name, hint in get_type_hints(dtype).items()}
-    hints["forget_target"] = float | str  # declared as text only because a flag's value is text
+    hints = hints | {"forget_target": float | str}  # declared as text only because a flag's value is text
     for key, value in values.items():
-        if key not in names:
-            raise ConfigError(f"{file}: unknown key {key!r}{did_you_mean(key, names)}")
+        if key not in hints:
+            raise ConfigError(f"{file}: unknown key {key!r}{did_you_mean(key, hints)}")
         if not _fits(value, hints[key]):
             raise ConfigError(f"{file}: {key!r} must be {_describe(hints[key])}, not {_written(value)}")
     return values

@@ -2,65 +2,34 @@
 
 import contextlib
 import copy
-import importlib.util
 import inspect
 import json
-import os
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
-from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
-from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from ..errors import ConfigError, did_you_mean
 from ..objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
 from .arguments import (
     AuditArguments,
+    ChangedArguments,
     MethodArguments,
     ObjectiveArguments,
     StageArguments,
     WeightArguments,
-    objective_choices,
 )
-from .checks import check_choice, check_literals, flag, require, split_commas
-from .ranges import check_values, shown, with_short_words
-
-CHOICES = {
-    "eval_strategy": IntervalStrategy,
-    "logging_strategy": IntervalStrategy,
-    "save_strategy": SaveStrategy,
-    "hub_strategy": HubStrategy,
-    "lr_scheduler_type": SchedulerType,
-    "optim": OptimizerNames,
-    "log_level": trainer_log_levels,
-    "log_level_replica": trainer_log_levels,
-    "include_num_input_tokens_seen": ("all", "non_padding", "no", True, False),
-}
-
+from .checks import check_choice, require, split_commas
+from .given import as_target, check_effect, check_given, check_ranges
+from .known_objectives import objective_choices
+from .ranges import shown, with_short_words
 
 # What a release of transformers calls it that activations are computed again instead of kept; it may know both names.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
-
-
 CHECKPOINTING = next(name for name in _NAMES if name in TrainingArguments.__dataclass_fields__)
-
-
-# Flags of TrainingArguments that would do nothing here, with their defaults and the reason.
-WITHOUT_EFFECT = {
-    "label_smoothing_factor": (0.0, "the objectives define the loss"),
-    "train_sampling_strategy": ("random", "the order of the rows is that of --language_sampling and --schedule"),
-    "auto_find_batch_size": (
-        False,
-        "the rows of each step are shared out before the first; where memory runs out, halve "
-        "--per_device_train_batch_size and double --gradient_accumulation_steps, which gives the same step",
-    ),
-    "dataloader_drop_last": (False, "every step is full, whatever the number of rows"),
-}
 
 
 @contextlib.contextmanager
@@ -92,7 +61,13 @@ def _refused_by_transformers(arguments: TrainingArguments):
 
 @dataclass
 class UnlearnConfig(
-    StageArguments, AuditArguments, ObjectiveArguments, MethodArguments, WeightArguments, TrainingArguments
+    StageArguments,
+    AuditArguments,
+    ObjectiveArguments,
+    MethodArguments,
+    WeightArguments,
+    ChangedArguments,
+    TrainingArguments,
 ):
     """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
 
@@ -104,22 +79,10 @@ class UnlearnConfig(
         ConfigError: a value out of range or a combination without meaning; names the flags and the remedy.
     """
 
-    logging_nan_inf_filter: bool = flag(False, "Hide NaN and infinite losses from the logs.")
-    load_best_model_at_end: bool | None = flag(
-        None,
-        "Save the best model of the evaluations and end with it; with `target` by default, if it saves.",
-    )
-
     def __post_init__(self):
-        check_values(self)
+        check_given(self)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
             self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
-        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json"):
-            require(Path(self.deepspeed).is_file(), f"--deepspeed {self.deepspeed}: there is no such file")
-        self._check_launched()
-        check_literals(self)
-        for name, choices in CHOICES.items():
-            check_choice(self, name, [getattr(choice, "value", choice) for choice in choices])
         if isinstance(self.report_to, str):
             self.report_to = split_commas([self.report_to])
         with _refused_by_transformers(self):
@@ -133,14 +96,14 @@ class UnlearnConfig(
             self.relearn_rate = 7 * self.learning_rate  # as measured on the quickstart; see docs/methods.md
         if self.stop_when_forgotten is None:
             self.stop_when_forgotten = self.forget_weighting == "target"
-        if self.forget_target != "auto":
-            try:
-                self.forget_target = float(self.forget_target)
-            except ValueError:
-                raise ConfigError(
-                    f"--forget_target must be a number or auto, not {shown(self.forget_target)}"
-                ) from None
-        self._check_ranges()
+        self.forget_target = as_target(self.forget_target)
+        for name in ("logging", "eval", "save"):
+            by_steps = getattr(self, f"{name}_strategy") == "steps"
+            require(not by_steps or getattr(self, f"{name}_steps") > 0, f"--{name}_steps must be above 0, not 0")
+        check_ranges(self)
+        for objective in (*FORGET_OBJECTIVES.values(), *RETAIN_OBJECTIVES.values()):
+            objective.with_options(self)  # refuses what is out of the range in the objective's signature
+        check_effect(self)
         self._check_combinations()
 
     def __getstate__(self) -> dict:
@@ -162,16 +125,6 @@ class UnlearnConfig(
         objective = FORGET_OBJECTIVES.get(self.forget_objective)
         return objective is not None and companion in objective.needs
 
-    def _check_launched(self) -> None:
-        """Refuse an engine of several processes in one that no launcher started, which would look for MPI."""
-        for name in ("deepspeed", "fsdp"):
-            by_mpi = name == "deepspeed" and importlib.util.find_spec("mpi4py") is not None
-            require(
-                not getattr(self, name) or self.estimate_memory or by_mpi or "RANK" in os.environ,
-                f"--{name} is for processes that a launcher starts: run `accelerate launch run_unlearn.py ...`, "
-                "`torchrun --nproc_per_node 1 run_unlearn.py ...` or, for --deepspeed, `deepspeed run_unlearn.py ...`",
-            )
-
     def _resolve_objectives(self) -> None:
         check_choice(self, "method", objective_choices()["method"])
         for name in ("forget_objective", "retain_objective"):
@@ -182,53 +135,6 @@ class UnlearnConfig(
         for name, value in (published | METHODS[self.method].settings).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-
-    def _check_ranges(self) -> None:
-        for name in ("logging", "eval", "save"):
-            by_steps = getattr(self, f"{name}_strategy") == IntervalStrategy.STEPS
-            require(not by_steps or getattr(self, f"{name}_steps") > 0, f"--{name}_steps must be above 0, not 0")
-        for name in (
-            "forget_coef",
-            "retain_coef",
-            "counterpart_coef",
-            "retain_eta",
-            "retain_epsilon",
-            "retain_weight_min",
-            "weight_decay",
-            "relearn_coef",
-            "relearn_rate",
-        ):
-            require(getattr(self, name) >= 0, f"--{name} must not be negative, not {getattr(self, name)}")
-        require(self.rmu_layer is None or self.rmu_layer >= 1, f"--rmu_layer counts from 1, not {self.rmu_layer}")
-        for objective in (*FORGET_OBJECTIVES.values(), *RETAIN_OBJECTIVES.values()):
-            objective.with_options(self)  # refuses what is out of the range in the objective's signature
-        for name in ("seed", "data_seed"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < 2**32, f"--{name} must be 0 to {2**32 - 1}, not {value}")
-        for name in ("distill_temperature", "num_train_epochs", "memorize_epochs", "memorize_learning_rate"):
-            require(getattr(self, name) > 0, f"--{name} must be above 0, not {getattr(self, name)}")
-        require(
-            self.audit_relearn_learning_rate > 0,
-            f"--audit_relearn_learning_rate must be above 0, not {self.audit_relearn_learning_rate}",
-        )
-        audited = ("audit_relearn_steps", "audit_relearn_batch_size")
-        counts = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-        for name in (*counts, *audited, "weight_update_steps", "patience", "relearn_steps"):
-            require(getattr(self, name) >= 1, f"--{name} must be at least 1, not {getattr(self, name)}")
-        require(0 <= self.distill_constant <= 1, f"--distill_constant must be 0 to 1, not {self.distill_constant}")
-        require(
-            self.forget_target == "auto" or 0 <= self.forget_target <= 1,
-            f"--forget_target must be 0 to 1, or auto, not {self.forget_target}",
-        )
-        require(
-            self.retain_weight_min <= 1 <= self.retain_weight_max,
-            "--retain_weight_min and --retain_weight_max must enclose 1, the weight at the start, not "
-            f"{self.retain_weight_min} and {self.retain_weight_max}",
-        )
-        require(
-            self.max_retain_perplexity_ratio is None or self.max_retain_perplexity_ratio > 1,
-            f"--max_retain_perplexity_ratio must be above 1, not {self.max_retain_perplexity_ratio}",
-        )
 
     def _check_engine_options(self) -> None:
         """Refuse what torch and the optimizers would refuse at the first step."""
@@ -251,9 +157,6 @@ class UnlearnConfig(
             )
 
     def _check_combinations(self) -> None:
-        for name, (default, reason) in WITHOUT_EFFECT.items():
-            value = getattr(self, name, default)
-            require(value == default, f"--{name} {value} would have no effect, because {reason}; leave it out")
         self._check_engine_options()
         try:  # a small one of its kind, whose arguments only its own function knows
             unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)

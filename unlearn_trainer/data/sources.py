@@ -1,6 +1,5 @@
 """Where rows come from: JSONL files, a folder with one file a split, or a dataset on the Hugging Face Hub."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import datasets
 
 from ..errors import ConfigError, DataError
+from ..files import check_data_dir, find_file, jsonl_names
 from .formats import foreign_format
 from .items import Item, merge_by_id, parse_row, read_jsonl
 
@@ -19,7 +19,6 @@ FILE_PATTERNS = {
     "test": ("test.jsonl",),
 }
 HUB_SPLITS = {"forget": ("forget",), "retain": ("retain",), "valid": ("valid", "validation"), "test": ("test",)}
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load_splits(
@@ -50,7 +49,7 @@ def load_splits(
         raise ConfigError("there is no forget set; give --data_dir or --forget_file")
     given = {"forget": forget_file, "retain": retain_file, "valid": valid_file, "test": test_file}
     folder = Path(data_dir) if data_dir and Path(data_dir).is_dir() else None
-    files = {name: _find(file, folder, f"--{name}_file") for name, file in given.items() if file}
+    files = {name: find_file(file, folder, f"--{name}_file") for name, file in given.items() if file}
     loaded: dict[str, list[Item]] = {}
     if folder:
         for name in FILE_PATTERNS:
@@ -65,14 +64,10 @@ def load_splits(
             raise DataError(f"{file}: the {name} split is empty; write rows to the file, or choose --{name}_file")
     if "forget" not in loaded:
         raise DataError(
-            f"{data_dir} has no forget.jsonl or forget-*.jsonl, only: {_names(folder)}; pick one with --forget_file"
-            f"{_foreign(folder)}"
+            f"{data_dir} has no forget.jsonl or forget-*.jsonl, only: {jsonl_names(folder)}; pick one with "
+            f"--forget_file{_foreign(folder)}"
         )
     return {name: loaded[name] for name in FILE_PATTERNS if name in loaded}
-
-
-def _names(folder: Path) -> str:
-    return ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "no .jsonl file"
 
 
 def _foreign(folder: Path) -> str:
@@ -81,18 +76,6 @@ def _foreign(folder: Path) -> str:
         if path.is_file() and path.suffix != ".jsonl":
             return f" ({path.name} is {foreign_format(path, path.read_bytes()) or 'not called .jsonl'})"
     return ""
-
-
-def _find(file: str, folder: Path | None, flag: str) -> Path:
-    if folder and Path(file).name == file and (folder / file).is_file():
-        return folder / file
-    if Path(file).is_file():
-        return Path(file)
-    for path in (folder / file if folder else Path(file), Path(file)):
-        if path.is_dir():
-            raise DataError(f"{flag}: {path} is a folder ({_names(path)}); name one file of it, or give --data_dir")
-    there = f"; {folder} has: {_names(folder)}" if folder else ""
-    raise DataError(f"{flag}: there is no file {file}{there}; check the path")
 
 
 def _in_folder(folder: Path, name: str) -> Path | None:
@@ -104,9 +87,7 @@ def _in_folder(folder: Path, name: str) -> Path | None:
 
 
 def _from_hub(name: str, skip: Mapping[str, Any]) -> dict[str, list[Item]]:
-    if Path(name).exists() or not HUB_NAME.fullmatch(name):
-        problem = "is a file, not a folder; use --forget_file" if Path(name).exists() else "does not exist"
-        raise DataError(f"--data_dir {name} {problem}; give a folder of JSONL files or a Hub name (owner/name)")
+    check_data_dir(name)
     try:
         hub = datasets.load_dataset(name)
     except Exception as error:  # datasets, huggingface_hub and the HTTP client each raise errors of their own

@@ -3,13 +3,12 @@
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from typing import Annotated, Literal, get_args
 
 import torch
 
-from ..errors import ConfigError, did_you_mean
+from ..errors import ConfigError, check_bounds, did_you_mean
 from .statistics import RowStatistics, TokenStatistics
 
 IGNORED = -100
@@ -143,12 +142,8 @@ class Objective:
     def _check_option(self, option: inspect.Parameter, value: object) -> None:
         if not isinstance(option.default, (int, float)) or isinstance(option.default, bool):
             return
-        flag = f"--{self.name}_{option.name}"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ConfigError(f"{flag} must be a finite number, not {value}")
-        for bound in get_args(option.annotation):
-            if isinstance(bound, AtLeast) and not bound.allows(value):
-                raise ConfigError(f"{flag} must be {bound}, not {value}")
+        bounds = [note for note in get_args(option.annotation) if isinstance(note, AtLeast)]
+        check_bounds(f"--{self.name}_{option.name}", value, bounds)
 
     def terms(self, statistics: TokenStatistics | RowStatistics, count: int) -> tuple[torch.Tensor, ...]:
         """The function's values for ``count`` tokens or rows, each a tensor [count].

@@ -1,6 +1,7 @@
 """Forget objectives: what happens to the tokens that must go. Their options have the published defaults."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch.nn import functional as F
@@ -20,32 +21,54 @@ def nll(tokens: TokenStatistics):
     return tokens.nll
 
 
-def wga(tokens: TokenStatistics, *, beta: Positive = 1.0):
+def wga(
+    tokens: TokenStatistics,
+    *,
+    beta: Annotated[Positive, "power of a token's probability that weighs it; the greater, the sooner it rests"] = 1.0,
+):
     """Weighted gradient ascent, -p_t^beta s_t with the weight held fixed: what is forgotten already is left alone
     (Wang et al. 2025, "Rethinking LLM Unlearning Objectives")."""
     return -torch.exp(-beta * tokens.nll.detach()) * tokens.nll
 
 
-def satimp(tokens: TokenStatistics, *, beta1: NotNegative = 5.0, beta2: NotNegative = 1.0):
+def satimp(
+    tokens: TokenStatistics,
+    *,
+    beta1: Annotated[NotNegative, "power of p, by which what is forgotten already counts less (saturation)"] = 5.0,
+    beta2: Annotated[NotNegative, "power of 1 - p, by which what is learned by heart counts less (importance)"] = 1.0,
+):
     """-p_t^beta1 (1 - p_t)^beta2 s_t, weights held fixed: by saturation and by importance of the token (Yang et al.
     2025, "Exploring Criteria of Loss Reweighting to Enhance LLM Unlearning")."""
     log_p = -tokens.nll.detach()
     return -torch.exp(beta1 * log_p) * (1 - log_p.exp()) ** beta2 * tokens.nll
 
 
-def npo(rows: RowStatistics, *, beta: Positive = 0.1):
+def npo(
+    rows: RowStatistics,
+    *,
+    beta: Annotated[Positive, "the greater, the sooner the ascent on a row fades out; towards 0 it never does"] = 0.1,
+):
     """-(2/beta) log sigmoid(beta (S - S_teacher)), S a row's summed NLL: ascent that fades out as the row becomes less
     likely than it was (Zhang et al. 2024, "Negative Preference Optimization")."""
     return -2 / beta * F.logsigmoid(beta * (rows.nll - rows.teacher_nll))
 
 
-def simnpo(rows: RowStatistics, *, beta: Positive = 4.5, delta: float = 0.0):
+def simnpo(
+    rows: RowStatistics,
+    *,
+    beta: Annotated[Positive, "the greater, the sooner the ascent on a row fades out"] = 4.5,
+    delta: Annotated[float, "mean NLL of a row, in nats, around which the ascent fades out"] = 0.0,
+):
     """-(2/beta) log sigmoid(beta (S/|y| - delta)): NPO without a teacher, by the mean NLL of a row's |y| tokens (Fan
     et al. 2024, "Simplicity Prevails")."""
     return -2 / beta * F.logsigmoid(beta * (rows.nll / rows.tokens - delta))
 
 
-def dpo(rows: RowStatistics, *, beta: Positive = 0.1):
+def dpo(
+    rows: RowStatistics,
+    *,
+    beta: Annotated[Positive, "the greater, the sooner a row rests whose alternative answer has gained on it"] = 0.1,
+):
     """-(2/beta) log sigmoid(beta (gain of the alternative answer - gain of the answer)), gains in log likelihood over
     the teacher (Rafailov et al. 2023; with "I do not know" as alternative: IdkDPO of Maini et al. 2024, TOFU)."""
     other = rows.alternative
@@ -75,7 +98,13 @@ def ceu(tokens: TokenStatistics):
     return torch.where(tokens.place > 0, tokens.reduced, 0)
 
 
-def _from_the_lowered_teacher(logits, teacher_logits, targets, *, strength: Positive = 10.0):
+def _from_the_lowered_teacher(
+    logits,
+    teacher_logits,
+    targets,
+    *,
+    strength: Annotated[Positive, "how much lower the label's logit is in what is learned than in the teacher"] = 10.0,
+):
     lowered = teacher_logits.scatter_add(
         -1, targets[:, None], teacher_logits.new_full((len(targets), 1), -float(strength))
     )
@@ -98,7 +127,11 @@ def pdu(tokens: TokenStatistics):
     return tokens.reduced
 
 
-def rmu(tokens: TokenStatistics, *, steering: Positive = 6.5):
+def rmu(
+    tokens: TokenStatistics,
+    *,
+    steering: Annotated[Positive, "length of the random vector that the hidden states are moved to"] = 6.5,
+):
     """Mean squared distance of a layer's hidden states from ``steering`` times one random unit vector; a row's tokens
     are averaged first (Li et al. 2024, "The WMDP Benchmark", with its settings for Zephyr-7B)."""
     distance = (tokens.hidden - steering * tokens.control).square().mean(-1)
@@ -115,7 +148,12 @@ def _lead_and_moments(logits, teacher_logits, targets):
     return torch.stack([lead, mean, (variance + _SMALL).sqrt()], -1)
 
 
-def calibrated(tokens: TokenStatistics, *, margin: NotNegative = 0.5, spread: NotNegative = 0.3):
+def calibrated(
+    tokens: TokenStatistics,
+    *,
+    margin: Annotated[NotNegative, "by how much the label's logit shall fall behind the next, at least"] = 0.5,
+    spread: Annotated[NotNegative, "factor of the distances of mean and standard deviation of log p under p"] = 0.3,
+):
     """Each token is moved to where a never-seen token of its language is, and no further (ours; see docs/methods.md):
     smooth L1 distance of its NLL from the one that the teacher gives the counterpart's token; where the teacher does
     not predict that one, a hinge on the lead of the label's logit over the next, which ends at -``margin``; and
