@@ -51,7 +51,7 @@ from unlearn_trainer.runs.environment import environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.relearning import STEPS, regained, relearn
 from unlearn_trainer.runs.stages import prepare_stages, stage_folder
-from unlearn_trainer.weights.callback import perplexity_ratio
+from unlearn_trainer.weights.policy import perplexity_ratio
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = Path(__file__).with_suffix(".json")

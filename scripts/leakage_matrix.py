@@ -35,7 +35,7 @@ from unlearn_trainer.files import held_folder, read_own_json, write_json, write_
 from unlearn_trainer.runs.environment import configuration, environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.stages import prepare_stages
-from unlearn_trainer.weights.callback import perplexity_ratio
+from unlearn_trainer.weights.policy import perplexity_ratio
 
 Matrix = list[list[float | None]]
 PERMUTATIONS = 1999

@@ -34,7 +34,7 @@ from unlearn_trainer.runs.loading import load_rows
 from unlearn_trainer.runs.results import write_results
 from unlearn_trainer.runs.stages import PLAIN_TRAINING, prepare_stages
 from unlearn_trainer.training.checkpoints import checkpoint_to_resume
-from unlearn_trainer.weights.callback import perplexity_ratio
+from unlearn_trainer.weights.policy import perplexity_ratio
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
 FINE_TUNING = PLAIN_TRAINING | {

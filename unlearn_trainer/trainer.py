@@ -42,7 +42,9 @@ from .training.health import LossLog, check_finite
 from .training.identity import check_resumable, identity_of
 from .training.integrations import OnlyResultToHub
 from .training.measuring import MeasuringTrainer
-from .weights.callback import SIDES, LanguageWeightCallback, WeightPolicy
+from .weights.callback import LanguageWeightCallback
+from .weights.policy import WeightPolicy
+from .weights.state import SIDES
 
 # What a Trainer takes and this one does not, with what to use instead.
 NOT_TAKEN = {

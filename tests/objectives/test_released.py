@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unlearn_trainer.teacher.cache import CachedTeacher
 from unlearn_trainer.trainer import UnlearnTrainer
-from unlearn_trainer.weights.callback import SIDES, SUMS
+from unlearn_trainer.weights.state import SIDES, SUMS
 
 WEIGHTS = [0.3, 1.0, 1.7]
 FAMILIES = ["xglm", "bloom", "llama"]

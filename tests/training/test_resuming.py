@@ -356,6 +356,23 @@ def test_damaged_json_of_a_checkpoint_is_one_line(name, content, written, tmp_pa
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda attributes: attributes.pop("window"), "lacks window"),
+        (lambda attributes: attributes.pop("stop_reason"), "lacks stop_reason"),
+        (lambda attributes: attributes.clear(), "lacks forget, retain, distill"),
+        (lambda attributes: attributes.update(momentum=[1.0]), "has the unknown momentum"),
+    ],
+)
+def test_a_state_of_the_language_weights_of_another_version_is_one_line(change, said, written, tmp_path):
+    shutil.copytree(written / "checkpoint-2", tmp_path / "checkpoint-2")
+    rewrite(tmp_path / "checkpoint-2", change)
+    trainer = tiny_trainer(tmp_path, **SETTINGS)
+    with pytest.raises(ConfigError, match=f"trainer_state.json is damaged .*{said}.*; name another, or delete"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
 @pytest.mark.parametrize("change", [{"forget": None}, {"retain": [1.0]}, {"target": ["a", "b", "c"]}, {"start": 3}])
 def test_damaged_state_of_the_language_weights_is_one_line(change, written, tmp_path):
     shutil.copytree(written / "checkpoint-2", tmp_path / "checkpoint-2")

@@ -14,16 +14,16 @@ from transformers import TrainerCallback
 
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.trainer import UnlearnTrainer
-from unlearn_trainer.weights.callback import (
+from unlearn_trainer.weights.callback import LanguageWeightCallback
+from unlearn_trainer.weights.policy import (
     NOTHING_TO_FORGET,
-    SIDES,
-    LanguageWeightCallback,
     WeightPolicy,
     primal_dual_weights,
     remembered,
     target_weights,
     unlearning_score,
 )
+from unlearn_trainer.weights.state import SIDES
 
 shares = st.floats(0, 1)
 # (metric, metric at the start, target) of each language
@@ -439,6 +439,33 @@ def test_an_evaluation_replaces_the_running_means_and_logs_carry_the_weights(mem
             logged = [log[f"weights/forget/{code}"] for code in LANGUAGES]
             assert logged == watch.steps[log["step"]]["forget"]
             assert not any(key.startswith(("weights/retain", "weights/distill")) for key in log)
+
+
+def test_an_evaluation_within_a_window_leaves_its_rows_in_it(memorized, tmp_path):
+    splits = {split: tiny_rows(seed=seed) for seed, split in enumerate(("forget", "retain", "valid"))}
+    config = tiny_config(
+        tmp_path,
+        forget_weighting="target",
+        weight_update_steps=4,
+        eval_strategy="steps",
+        eval_steps=3,
+        max_steps=4,
+        per_device_train_batch_size=6,
+        learning_rate=1e-2,
+        teacher="resident",
+        max_retain_perplexity_ratio=1e9,
+    )
+    model = memorized_model(memorized, torch.float64)
+    trainer = Recording(model, config, *list(splits.values())[:2], languages=LANGUAGES, eval_dataset=splits)
+    trainer.rows = []
+    watch = Watch(trainer)
+    trainer.train()
+    assert watch.evaluations[3]["metric"] != watch.steps[4]["metric"]
+    for index in range(3):
+        of_language = [row for row in trainer.rows if row["side"] == "forget" and row["language"] == index]
+        assert {row["step"] for row in of_language} & {1, 2, 3}
+        means = [sum(row["hits"]) / len(row["hits"]) for row in of_language]
+        assert watch.steps[4]["metric"][index] == pytest.approx(sum(means) / len(means), rel=1e-6)
 
 
 def test_the_guard_sees_a_method_without_retain_rows(memorized, tmp_path):

@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..config.unlearn_config import UnlearnConfig
 from ..evaluation.greedy_text import SIGNS
-from ..weights.callback import perplexity_ratio, remembered
+from ..weights.policy import perplexity_ratio, remembered
 
 logger = logging.get_logger(__name__)
 

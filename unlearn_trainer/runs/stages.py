@@ -24,7 +24,7 @@ from ..model.loading import load_config, load_model
 from ..objectives import METHODS
 from ..trainer import UnlearnTrainer
 from ..training.checkpoints import finishing
-from ..weights.callback import WeightPolicy
+from ..weights.policy import WeightPolicy
 
 DESCRIPTION = "stage.json"
 # Folders of the output folder.

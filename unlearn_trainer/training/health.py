@@ -6,7 +6,7 @@ from torch import nn
 
 from ..engine.engines import held_part
 from ..errors import TrainingDiverged
-from ..weights.callback import SIDES
+from ..weights.state import SIDES
 
 
 class LossLog:

@@ -22,7 +22,8 @@ from ..engine.fingerprint import fingerprint
 from ..errors import ConfigError
 from ..objectives import Objective
 from ..teacher.teachers import ResidentTeacher
-from ..weights.callback import WeightPolicy
+from ..weights.policy import WeightPolicy
+from ..weights.state import check_saved
 from .checkpoints import LAST_WRITTEN, check_written_by
 
 # What decides the numbers of a training, field by field of `TrainingArguments`. Those that are not here decide what is
@@ -167,12 +168,10 @@ def saved_run(checkpoint: str | os.PathLike) -> SavedRun:
     file = Path(checkpoint) / LAST_WRITTEN
     try:
         state = TrainerState.load_from_json(str(file))
-        weights = state.stateful_callbacks.get("LanguageWeightCallback", {"args": {}, "attributes": {}})
-        kept = weights["attributes"]
-        for name in ("forget", "retain", "distill", "start", "target"):
-            numbers = kept.get(name, [])
-            if kept and (len(numbers) != len(weights["args"]["languages"]) or not all(map(math.isfinite, numbers))):
-                raise ValueError(f"{name} is no list of a number for each language")
+        weights = state.stateful_callbacks.get("LanguageWeightCallback")
+        if weights is not None:
+            check_saved(weights)
+        kept = weights["attributes"] if weights is not None else {}
         if not 0 <= state.global_step <= state.max_steps:
             raise ValueError(f"step {state.global_step} of {state.max_steps}")
         measured = sorted(kept.get("figures_at_start") or {})
