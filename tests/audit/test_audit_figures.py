@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from unlearn_trainer.audit import verdict
 from unlearn_trainer.audit.checks.memorization import privacy_leakage
 from unlearn_trainer.audit.figures import (
-    area,
     bootstrap,
     excess,
     mean,
@@ -26,7 +25,7 @@ from unlearn_trainer.audit.figures import (
     seed_of,
 )
 from unlearn_trainer.audit.results import Estimate, Name, Variant, read_figures
-from unlearn_trainer.evaluation.membership import auc
+from unlearn_trainer.evaluation.membership import area, auc
 
 
 def naive_interval(values, statistic, resamples=4000):
@@ -86,6 +85,31 @@ def test_many_resamples_are_drawn_in_parts_that_do_not_show(monkeypatch):
 def test_an_empty_sample_has_no_figure():
     with pytest.raises(ValueError, match="empty"):
         mean_figure([], seed=0)
+
+
+def test_a_single_row_has_no_width_and_adds_none():
+    assert mean_figure([3.0], seed=0) == {"value": 3.0, "low": 3.0, "high": 3.0, "n": 1}
+    pair = bootstrap(ratio_of_sums, [[3.0, 4.0]], seed=0)
+    assert pair == {"value": 0.75, "low": 0.75, "high": 0.75, "n": 1}
+    generator = np.random.default_rng(5)
+    values = generator.normal(size=60)
+    low, high = naive_interval(values.tolist(), statistics.fmean)
+    with_one = bootstrap(lambda drawn, one: mean(drawn) - mean(one), values, [10.0], seed=0)
+    assert (with_one["low"] + 10, with_one["high"] + 10, with_one["n"]) == pytest.approx((low, high, 1), abs=0.05)
+
+
+def test_resamples_without_a_value_are_left_out(recwarn):
+    # The ratio of a resample whose denominators are all 0 is no number.
+    rows_of_two = np.array([[1.0, 0.0], [1.0, 1.0], [3.0, 1.0]])
+
+    def ratio(drawn):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(drawn[..., 1].sum(1) > 0, ratio_of_sums(drawn), np.nan)
+
+    found = bootstrap(ratio, rows_of_two, seed=0)
+    assert 1 <= found["low"] <= found["value"] == 2.5 <= found["high"] < math.inf
+    assert math.isnan(bootstrap(ratio, np.array([[1.0, 0.0], [2.0, 0.0]]), seed=0)["low"])
+    assert not [warning for warning in recwarn if "Degenerate" in warning.category.__name__]
 
 
 def test_rows_are_paired_by_item_in_any_order():

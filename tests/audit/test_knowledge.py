@@ -6,6 +6,7 @@ import json
 import math
 import re
 import zlib
+from fractions import Fraction
 from types import SimpleNamespace
 
 import datasets
@@ -323,6 +324,7 @@ def test_the_truth_ratio_equals_plain_logits_and_loops(questions):
 samples = st.lists(st.integers(0, 12).map(float), min_size=1, max_size=6)
 
 
+@pytest.mark.filterwarnings("error")
 @settings(deadline=None)
 @given(samples, samples)
 def test_forget_quality_equals_the_count_of_all_orders(first, second):
@@ -342,14 +344,37 @@ def test_forget_quality_equals_the_count_of_all_orders(first, second):
     assert found == pytest.approx({"statistic": distance, "p_value": reached / total, "n": min(m, n)})
 
 
-def test_forget_quality_of_many_rows_equals_scipy():
-    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
+def exact_chance(m, n, distance):
+    """Chance that |i n - j m| reaches ``distance`` on the way from (0, 0) to (m, n), counted in whole numbers."""
+    inside = [0] * (n + 1)
+    for i in range(m + 1):
+        for j in range(n + 1):
+            reached = abs(i * n - j * m) >= distance
+            ways = 1 if i == j == 0 else (inside[j] if i else 0) + (inside[j - 1] if j else 0)
+            inside[j] = 0 if reached else ways
+    every = math.comb(m + n, m)
+    return Fraction(every - inside[n], every)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "shift"), [(40, 40, 0.0), (40, 40, 0.7), (400, 400, 2.0), (100, 37, 0.5), (60, 59, 9)]
+)
+def test_forget_quality_of_many_rows_is_exact_however_small(m, n, shift):
     generator = np.random.default_rng(0)
-    for m, n, shift in ((40, 40, 0.0), (400, 400, 2.0), (100, 37, 0.5)):
-        first, second = generator.normal(size=m) + shift, generator.normal(size=n)
-        found, expected = forget_quality(first, second), stats.ks_2samp(first, second, method="exact")
-        assert (found["statistic"], found["p_value"]) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-9)
+    first, second = generator.normal(size=m) + shift, generator.normal(size=n)
+    distance = max(abs(int((first <= x).sum()) * n - int((second <= x).sum()) * m) for x in [*first, *second])
+    found, expected = forget_quality(first, second), exact_chance(m, n, distance)
+    assert found["statistic"] == pytest.approx(distance / (m * n), rel=1e-12)
+    assert found["p_value"] == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_forget_quality_of_ratios_without_a_common_value_and_of_infinite_ones():
     assert forget_quality([1.0] * 400, [0.0] * 400)["p_value"] == pytest.approx(2 / math.comb(800, 400), rel=1e-9)
+    turns = forget_quality(range(0, 14, 2), range(1, 15, 2))  # one after the other: no two samples are nearer
+    assert turns == {"statistic": pytest.approx(1 / 7), "p_value": 1, "n": 7}
+    mixed = [-math.inf, 0.0, math.inf]
+    assert forget_quality(mixed, mixed) == {"statistic": 0, "p_value": 1, "n": 3}
+    assert forget_quality([math.inf] * 3, [-math.inf] * 3)["p_value"] == pytest.approx(2 / math.comb(6, 3))
 
 
 @pytest.mark.parametrize(("first", "second"), [([], [1.0]), ([1.0], []), ([math.nan], [1.0])])

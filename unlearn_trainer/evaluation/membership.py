@@ -13,11 +13,20 @@ import numpy as np
 SCORES = ("loss", "min_k", "min_k_plus_plus")
 
 
-def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
-    """The chance that a random member scores higher than a random non-member, ties counting half (Mann-Whitney).
+def area(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """AUCs of scores [..., n] and [..., m]: the chance that a member scores higher, ties counting half (Mann-Whitney).
 
-    Args:
-        members, non_members: scores, greater is more familiar; infinite ones are ranked, too.
+    Infinite scores are ranked, too; the AUC is NaN where a score is NaN, which has no rank.
+    """
+    from scipy import stats  # takes a second to import
+
+    n, m = members.shape[-1], others.shape[-1]
+    ranks = stats.rankdata(np.concatenate([members, others], axis=-1), axis=-1)
+    return (ranks[..., :n].sum(-1) - n * (n + 1) / 2) / (n * m)
+
+
+def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
+    """The :func:`area` of two lists of scores, greater is more familiar.
 
     Raises:
         ValueError: one of the two is empty or has a NaN.
@@ -27,14 +36,12 @@ def auc(members: Sequence[float], non_members: Sequence[float]) -> float:
         raise ValueError(f"no AUC of {len(members)} members and {len(others)} non-members")
     if np.isnan(members).any() or np.isnan(others).any():
         raise ValueError("no AUC: a score is NaN")
-    others = np.sort(others)
-    below, not_above = np.searchsorted(others, members, "left"), np.searchsorted(others, members, "right")
-    return float((below.sum() + not_above.sum()) / (2 * len(members) * len(others)))
+    return float(area(members, others))
 
 
-def recognisability(area: float) -> float:
+def recognisability(auc_found: float) -> float:
     """What an attacker gains from an AUC of either direction: from 0.5 (nothing) to 1 (every row)."""
-    return max(area, 1 - area)
+    return max(auc_found, 1 - auc_found)
 
 
 def membership_auc(

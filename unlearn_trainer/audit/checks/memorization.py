@@ -5,7 +5,8 @@ from collections import Counter
 
 import numpy as np
 
-from ..figures import area, bootstrap, mean, perplexity_of_sums, ratio_of_sums, rows_by_language, seed_of
+from ...evaluation.membership import area
+from ..figures import bootstrap, mean, perplexity_of_sums, ratio_of_sums, rows_by_language, seed_of
 from ..results import Estimate, Figure, Name, Result, Variant
 from ..subject import EARLIER, Subject
 
