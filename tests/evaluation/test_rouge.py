@@ -45,10 +45,12 @@ def naive_common(first, second):
 
 
 few = st.lists(st.integers(0, 4), max_size=90)
+few_words = st.lists(st.sampled_from(["a", "b", "ab", "字"]), max_size=90)
 
 
-@given(few, few)
-def test_the_common_subsequence_is_that_of_the_recursion(first, second):
+@given(st.one_of(st.tuples(few, few), st.tuples(few_words, few_words)))
+def test_the_common_subsequence_is_that_of_the_recursion(pair):
+    first, second = pair
     assert common_subsequence(first, second) == naive_common(first, second)
 
 
@@ -96,6 +98,10 @@ def test_words_go_by_the_script(language):
         ("\u0301alone", ["alone"]),
         ("snake_case", ["snake", "case"]),
         ("𠀋々カー・ﾃｨ", ["𠀋", "々", "カ", "ー", "テ", "ィ"]),
+        ("Haʼuza yaʼi", ["haʼuza", "yaʼi"]),
+        ("ラーメンをｱﾒﾘｶで", list("ラーメンをアメリカで")),
+        ("ຮ້ອນ๑๒", ["ຮ້", "ອ", "ນ", "๑", "๒"]),
+        ("ᦟᦹᧉ ᥖᥭᥰ", ["ᦟ", "ᦹ", "ᧉ", "ᥖ", "ᥭ", "ᥰ"]),
         ("", []),
         (" ?! ", []),
     ],

@@ -5,39 +5,32 @@ it is right, too: a character of a script that is written without spaces is one 
 token is a run of letters, digits and their marks. Upper and lower case are the same.
 """
 
-import re
 import unicodedata
 from collections.abc import Sequence
 
-# Thai and Lao; Myanmar with its extensions; Khmer; the Tai scripts; kana and Bopomofo; ideographs.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\uaa80-\uaadf"
-    "\u3041-\u312f\u31a0-\u31ff\U0001b000-\U0001b16f"
-    "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+import regex
+from rapidfuzz.distance import LCSseq
+
+# Scripts written without spaces. The mark of a long vowel and the closing mark belong to several, and have none in
+# Unicode.
+_UNSPACED = "ー〆" + "".join(
+    rf"\p{{Script={script}}}"
+    for script in (
+        *("Thai", "Lao", "Myanmar", "Khmer", "Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet"),
+        *("Han", "Hiragana", "Katakana", "Bopomofo"),
+    )
 )
+# Indic vowels are marks: taken for separators they would break words apart.
+_TOKEN = regex.compile(
+    rf"[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]\p{{M}}*|(?:[[\p{{L}}\p{{N}}]--[{_UNSPACED}]]\p{{M}}*)+", regex.V1
+)
+# Joiners and marks of direction are within words and say nothing.
+_FORMAT = regex.compile(r"\p{Cf}+")
 
 
 def words(text: str) -> list[str]:
     """The tokens of a text: words, or single characters of scripts without spaces; no punctuation or symbols."""
-    found: list[str] = []
-    in_word = touches = False  # of the character before: may the next letter join it, may the next mark
-    for character in unicodedata.normalize("NFKC", text).casefold():
-        category = unicodedata.category(character)
-        if category == "Cf":  # joiners and marks of direction are within words and say nothing
-            continue
-        if category[0] == "M":
-            # Indic vowels are marks: taken for separators they would break words apart.
-            if touches:
-                found[-1] += character
-            continue
-        touches = category[0] in "LN"
-        unspaced = touches and bool(_UNSPACED.match(character))
-        if in_word and touches and not unspaced:
-            found[-1] += character
-        elif touches:
-            found.append(character)
-        in_word = touches and not unspaced
-    return found
+    return _TOKEN.findall(_FORMAT.sub("", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def rouge_l_recall(candidate: str, reference: str) -> float:
@@ -55,14 +48,5 @@ def rouge_l_recall(candidate: str, reference: str) -> float:
 
 
 def common_subsequence(first: Sequence, second: Sequence) -> int:
-    """Length of the longest common subsequence; a row of the usual table is the bits of one number (Hyyrö, 2004)."""
-    places: dict = {}
-    for index, token in enumerate(second):
-        places[token] = places.get(token, 0) | 1 << index
-    whole = (1 << len(second)) - 1
-    # A zero stands where the length grows by one from one prefix of `second` to the next.
-    row = whole
-    for token in first:
-        hits = row & places.get(token, 0)
-        row = (row + hits | row - hits) & whole
-    return len(second) - row.bit_count()
+    """Length of the longest common subsequence of tokens, all of one type."""
+    return LCSseq.similarity(first, second)
