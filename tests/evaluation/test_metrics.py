@@ -60,10 +60,10 @@ def test_accuracy_and_extraction_strength_match_the_twins(ragged):
 
 @no_deadline
 @given(ragged_nlls)
-def test_mean_nll_and_probability_match_the_twins(ragged):
+def test_probability_and_a_min_k_of_all_tokens_match_the_twins(ragged):
     flat = flatten(ragged)
     means = [sum(row) / len(row) if row else 0.0 for row in ragged]
-    assert_rows_equal(metrics.mean_nll(*flat), means)
+    assert_rows_equal(metrics.min_k(*flat, ratio=1.0), means)
     expected = [math.exp(-mean) if row else 0.0 for row, mean in zip(ragged, means, strict=True)]
     assert_rows_equal(metrics.probability(*flat), expected)
 
@@ -118,7 +118,7 @@ def test_figures_keep_the_dtype_of_the_values_and_at_least_float32(dtype, expect
     assert_rows_equal(metrics.memorization_accuracy(*flat), [1.0, 0.0, 2 / 3], expected)
     assert_rows_equal(metrics.extraction_strength(*flat), [1.0, 0.0, 2 / 3], expected)
     if dtype.is_floating_point:
-        assert_rows_equal(metrics.mean_nll(*flat), [1.0, 0.0, 2 / 3], expected)
+        assert_rows_equal(metrics.min_k(*flat, ratio=1.0), [1.0, 0.0, 2 / 3], expected)
         assert_rows_equal(metrics.probability(*flat), [math.exp(-1), 0.0, math.exp(-2 / 3)], expected)
         assert_rows_equal(metrics.min_k(*flat), [1.0, 0.0, 1.0], expected)
 
@@ -236,7 +236,7 @@ def test_metrics_of_a_real_checkpoint_match_the_golden_figures(folder, split):
     figures = {
         "memorization_accuracy": metrics.memorization_accuracy(hits, rows, num_rows),
         "extraction_strength": metrics.extraction_strength(hits, rows, num_rows),
-        "nll_mean": metrics.mean_nll(nll, rows, num_rows),
+        "nll_mean": metrics.min_k(nll, rows, num_rows, 1.0),
         "probability": metrics.probability(nll, rows, num_rows),
         "min_k_0_2": metrics.min_k(nll, rows, num_rows, 0.2),
         "min_k_0_4": metrics.min_k(nll, rows, num_rows, 0.4),

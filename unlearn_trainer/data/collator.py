@@ -94,12 +94,10 @@ class UnlearnCollator:
 
     Args:
         pad_token_id: id written at padded positions.
-        pad_to_multiple_of: rounds the width up to a multiple of this, for hardware that is faster so.
         width: of every batch, at least.
     """
 
     pad_token_id: int
-    pad_to_multiple_of: int | None = None
     width: int = 0
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -137,8 +135,6 @@ class UnlearnCollator:
         rows = [row for row, _ in ordered]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         width = max(self.width, int(lengths.max()))
-        if self.pad_to_multiple_of:
-            width = -(-width // self.pad_to_multiple_of) * self.pad_to_multiple_of
 
         def pad(name: str, value: int) -> torch.Tensor:
             return torch.tensor([[*row[name], *[value] * (width - len(row[name]))] for row in rows], dtype=torch.long)

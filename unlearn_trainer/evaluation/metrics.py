@@ -49,11 +49,6 @@ def extraction_strength(hits: torch.Tensor, rows: torch.Tensor, num_rows: int) -
     return _row_mean(values, rows, num_rows)
 
 
-def mean_nll(nll: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
-    """Mean negative log-probability of a row's tokens, in nats."""
-    return _row_mean(nll, rows, num_rows)
-
-
 def probability(nll: torch.Tensor, rows: torch.Tensor, num_rows: int) -> torch.Tensor:
     """exp(-mean NLL): the geometric mean of the probabilities of a row's tokens."""
     has_tokens = _row_sum(torch.ones_like(rows), rows, num_rows) > 0
