@@ -142,9 +142,9 @@ def test_heldout_languages_and_their_mean_stand_below_their_own_rule(results):
     lines = comparison_table(results, width=120).splitlines()
     starts = [line.split(" | ")[0].split("-+-")[0].strip() for line in lines[1:]]
     assert starts[1].strip("-") == ""
-    assert starts[:1] + starts[2:5] == ["language", "en", "sw", "mean"]
+    assert starts[:1] + starts[2:5] == ["language", "en English", "sw Swahili", "mean"]
     assert lines[6].startswith("-- held out")
-    assert starts[6:8] == ["zu", "mean"]
+    assert starts[6:8] == ["zu Zulu", "mean"]
     means = [line.split("|")[1].split() for line in lines if line.startswith("mean")]
     assert means == [["0.850", "0.200", "0.150"], ["0.500", "0.200", "-"]]
 
@@ -162,9 +162,38 @@ def test_lines_are_aligned_and_fit(results, width):
         assert len(bars) == 1
         # Right-aligned: the cells of a column, and its head, end at the same place; a mark stands after it.
         rows = [line for line in lines[1:] if not line.startswith(("--", "zho"))]
-        ends = {tuple(cell.end() for cell in re.finditer(r"[^\s|*]+", line))[1:] for line in rows}
+        figures_start = bars.pop()[0]
+        ends = {tuple(cell.end() for cell in re.compile(r"[^\s|*]+").finditer(line, figures_start)) for line in rows}
         assert len(ends) == 1
     assert "2.5e+09" in tables[-1]
+
+
+def labels_of(table):
+    return [line.split(" | ")[0].strip() for line in table.splitlines() if " | " in line][2:]
+
+
+def test_languages_have_their_names_where_there_is_room(results):
+    results["languages"] = ["en", "sw", "zho_Hans", "xx", "[b]tribe"]
+    results["heldout_languages"] = []
+    codes = ["en", "sw", "zho_Hans", "xx", "[b]tribe", "mean"]
+    names = ["en English", "sw Swahili", "zho_Hans Chinese (Simplified)", "xx", "[b]tribe", "mean"]
+    wide = comparison_table(results, width=125)
+    assert labels_of(wide) == names  # a code without a name stands as it is, and is no markup
+    assert max(map(len, wide.splitlines())) <= 125
+    # Where a name would take a further table, or a wider line than there is, there are codes alone.
+    narrow = comparison_table(results, width=110)
+    assert labels_of(narrow) == codes and narrow.count("language") == 1 + narrow.count("worst language")
+    assert set(labels_of(comparison_table(results, width=36))) - {"", "language"} == set(codes)
+
+
+def test_the_table_is_as_wide_as_the_terminal_and_without_colour(results, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert comparison_table(results) == comparison_table(results, width=80)
+    monkeypatch.setenv("COLUMNS", "140")
+    table = comparison_table(results)
+    assert table == comparison_table(results, width=140) != comparison_table(results, width=80)
+    assert "\x1b" not in table
 
 
 def test_without_never_seen_and_heldout(results):

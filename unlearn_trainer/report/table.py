@@ -2,9 +2,11 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from .languages import language_name
 
 PHASES = {"before": "before", "after": "after", "never_seen": "unseen"}
 
@@ -51,44 +53,64 @@ def comparison_table(results: dict[str, Any], width: int | None = None) -> str:
     figure is "-"; where before and after are the same, they stand there once, as "now". The last phase's worst
     language of each block is marked, unless all are equal. ``width`` is the number of characters a line may have
     (default: the terminal's, or 120); what does not fit goes into a further table below, but one metric's columns stay
-    together. "nan" and "inf" are figures of a model that was destroyed.
+    together. Languages have their names beside their codes where that takes no further table. "nan" and "inf" are
+    figures of a model that was destroyed.
     """
     width = width or shutil.get_terminal_size((120, 24)).columns
     blocks = [block for block in (results["languages"], results["heldout_languages"]) if block]
-    labels = [[*block, "mean"] for block in blocks]
-    names = ["language", *(label for block in labels for label in block)]
-    name_width = max(len(name) for name in names)
     if results.get("before") and results["before"] == results.get("after"):  # nothing was trained
         results = {**results, "before": {}}
     groups = [group for group in (_render_group(group, results, blocks) for group in _GROUPS) if group]
     if not groups:
         return "no figures were measured"
-
-    tables = []
-    for part in _fit(groups, width - name_width):
-        lines = [" " * name_width + "".join(f" | {lines[0]}" for lines in part)]
-        lines.append("language".ljust(name_width) + "".join(f" | {lines[1]}" for lines in part))
-        index = 2
-        for number, block in enumerate(labels):
-            rule = "-" * name_width + "".join("-+-" + "-" * len(lines[0]) for lines in part)
-            heading = "-- held out, never trained "
-            lines.append(rule if number == 0 else heading + rule[len(heading) :])
-            for label in block:
-                lines.append(label.ljust(name_width) + "".join(f" | {lines[index]}" for lines in part))
-                index += 1
-        tables.append("\n".join(line.rstrip() for line in lines))
-    return "\n\n".join([*tables, _legend(results, groups)])
+    labels = [[*block, "mean"] for block in blocks]
+    parts = _fit(groups, width - _widest(labels))
+    named = [[f"{code} {language_name(code) or ''}".strip() for code in block] + ["mean"] for block in blocks]
+    if len(with_names := _fit(groups, width - _widest(named))) == len(parts) and all(
+        _widest(named) + sum(len(group[0]) + 3 for group in part) <= width for part in with_names
+    ):
+        labels, parts = named, with_names
+    return "\n\n".join([*(_draw(labels, part) for part in parts), _legend(results, groups)])
 
 
-def _fit(groups: list[list[str]], width: int) -> Iterator[list[list[str]]]:
+def _widest(labels: list[list[str]]) -> int:
+    return max(len(label) for label in ["language", *(label for block in labels for label in block)])
+
+
+def _draw(labels: list[list[str]], groups: list[list[str]]) -> str:
+    """The table of some groups as plain text."""
+    from rich import box  # lazily: what a command refuses at its start needs no table
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ASCII, show_edge=False, pad_edge=False)
+    for lines in [["", "language"], *groups]:
+        table.add_column(Text("\n".join(lines[:2])), no_wrap=True)
+    rows = zip(*(lines[2:] for lines in groups), strict=True)
+    for number, block in enumerate(labels):
+        if number:
+            table.add_section()
+        for label, cells in zip(block, rows):  # noqa: B905 (the rows of the next block follow)
+            table.add_row(*map(Text, (label, *cells)))
+    console = Console(width=10_000, color_system=None, force_terminal=False, force_jupyter=False, legacy_windows=False)
+    with console.capture() as drawn:
+        console.print(table)
+    found = [line.rstrip() for line in drawn.get().rstrip().splitlines()]
+    if len(labels) > 1:  # the rule below two lines of heads, the first rule and the first block
+        heading, rule = "-- held out, never trained ", 3 + len(labels[0])
+        found[rule] = heading + found[rule][len(heading) :]
+    return "\n".join(found)
+
+
+def _fit(groups: list[list[str]], width: int) -> list[list[list[str]]]:
     """Packs groups, each a list of equally long lines, into tables of at most ``width``, at least one in each."""
-    part: list[list[str]] = []
+    parts: list[list[list[str]]] = [[]]
     for group in groups:
-        if part and sum(len(lines[0]) + 3 for lines in [*part, group]) > width:
-            yield part
-            part = []
-        part.append(group)
-    yield part
+        if parts[-1] and sum(len(lines[0]) + 3 for lines in [*parts[-1], group]) > width:
+            parts.append([])
+        parts[-1].append(group)
+    return parts
 
 
 def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]]) -> list[str] | None:
