@@ -99,7 +99,7 @@ def _draw(labels: list[list[str]], groups: list[list[str]]) -> str:
     found = [line.rstrip() for line in drawn.get().rstrip().splitlines()]
     if len(labels) > 1:  # the rule below two lines of heads, the first rule and the first block
         heading, rule = "-- held out, never trained ", 3 + len(labels[0])
-        found[rule] = heading + found[rule][len(heading) :]
+        found[rule] = (heading + found[rule][len(heading) :]).rstrip()
     return "\n".join(found)
 
 
