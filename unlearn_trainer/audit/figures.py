@@ -46,7 +46,7 @@ def bootstrap(
 
     def resampled(*numbers: np.ndarray, axis: int) -> np.ndarray:
         drawn = zip(arrays, numbers, strict=True)
-        return statistic(*(array[rows[:, : len(array)]] for array, rows in drawn))
+        return statistic(*(array.take(rows[:, : len(array)], axis=0) for array, rows in drawn))
 
     # The numbers of the rows are drawn, so that a row's figures stay together. SciPy refuses a sample of one row: it
     # gets that row twice, and one of each pair drawn is left out.
