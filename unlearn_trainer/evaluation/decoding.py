@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from ..model.trials import base_of, rounding_of, sample_ids, thresholds
+from ..model.trials import base_of, nothing_besides, rounding_of, sample_ids, thresholds
 
 # What the forward of a family may call what it has read before.
 _CACHES = ("past_key_values", "cache_params", "state", "mems")
@@ -83,7 +83,7 @@ def predictions(
     fill = getattr(base.config.get_text_config(), "pad_token_id", None) or 0
     ids = torch.tensor([[fill] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    more = {}
+    more = nothing_besides(base.forward)
     if way.cached and "logits_to_keep" in accepted:
         # Nothing but the last position is predicted from: the logits of all others can be large.
         more["logits_to_keep"] = 1

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import ConfigError
-from ..model.trials import sample_ids
+from ..model.trials import nothing_besides, sample_ids
 
 
 class VocabularyHead:
@@ -90,7 +90,8 @@ class VocabularyHead:
             captured.append(hidden)
             return hidden[..., :1]
 
-        more = {"output_hidden_states": True, "return_dict": True} if with_layers else {}
+        more = nothing_besides(forward)
+        more |= {"output_hidden_states": True, "return_dict": True} if with_layers else {}
         with self.replaced(stand_in):
             # An adapter's forward names every argument of the model's, those that were not given as None.
             found = forward(*args, **(kwargs | {"use_cache": False} | more))

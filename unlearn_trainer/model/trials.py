@@ -1,6 +1,8 @@
 """What trials of a model share: how families differ is found out on the model itself, not looked up by name."""
 
+import inspect
 import re
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -44,6 +46,15 @@ def base_of(model: nn.Module) -> nn.Module:
     """The language model itself, within an engine's wrapper and an adapter."""
     model = getattr(model, "module", model)
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def nothing_besides(forward: Callable) -> dict[str, bool]:
+    """Arguments for ``forward`` that keep it from computing what the model's configuration asks for besides logits.
+
+    The balance of a router's choices, which nobody here reads, is taken over the attention mask, and fails where that
+    is of more tokens than the forward, as beside a cache, or of rows that share a line.
+    """
+    return {"output_router_logits": False} if "output_router_logits" in inspect.signature(forward).parameters else {}
 
 
 def sample_ids(model: nn.Module, length: int, start: int = 0) -> list[int]:
