@@ -21,8 +21,10 @@ from unlearn_trainer.objectives import (
     RETAIN_OBJECTIVES,
     Method,
     Objective,
+    RowStatistics,
     objective_options,
 )
+from unlearn_trainer.objectives.statistics import TokenStatistics
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -176,14 +178,75 @@ def test_every_objective_and_option_is_described_with_its_default():
         (lambda tokens: tokens.log_prob_std, "token", "objective mine asks for .* add log_prob_moments to its needs"),
         (lambda rows: rows.alternative.nll, "row", "objective mine asks for alternative, .* to its needs"),
         (lambda rows: rows.nll - rows.teacher_nl, "row", "no such field; did you mean teacher_nll"),
+        (lambda tokens: tokens.kl, "token", "objective mine asks for kl, .* add kl to its needs"),
+        (lambda tokens: (tokens.nll, tokens.kl), "token", "objective mine asks for kl, .* add kl to its needs"),
+        (lambda tokens: torch.exp(tokens.kl), "token", "objective mine asks for kl, .* add kl to its needs"),
+        (lambda tokens: tokens.nll * -tokens.teacher_nll, "token", "asks for teacher_nll, .* add teacher_nll to its"),
+        (lambda tokens: torch.where(tokens.nll > 1, tokens.reduced, tokens.nll), "token", "add reduced to its needs"),
+        (lambda tokens: torch.stack([tokens.nll, tokens.unknown_nll]), "token", "add counterpart to its needs"),
+        (lambda tokens: F.relu(tokens.place[0]) + tokens.nll, "token", "add place to its needs"),
+        (lambda tokens: helper(tokens) + tokens.nll, "token", "asks for hidden, .* add hidden to its needs"),
+        (lambda rows: helper(rows), "row", "asks for hidden, .* there is no such field"),
+        (lambda rows: rows.nll / rows.teacher_nll, "row", "add teacher_nll to its needs"),
+        (lambda tokens: tokens.nll if tokens.kl is None else 1, "token", None),
+        (lambda tokens: tokens.nll if not hasattr(tokens, "klm") else 1, "token", None),
+        (lambda tokens: tokens.nll if isinstance(tokens, TokenStatistics) else 1, "token", None),
+        (lambda tokens: dataclasses.replace(tokens, kl=tokens.nll).kl, "token", None),
+        (lambda rows: rows.nll if isinstance(rows, RowStatistics) else 1, "row", None),
+        (lambda rows: rows.nll if rows.alternative is None else 1, "row", None),
     ],
 )
 def test_a_function_that_breaks_the_contract_is_named(function, unit, message, tmp_path, monkeypatch):
     objective = Objective("mine", function, frozenset({"nll"}), unit=unit)
     monkeypatch.setitem(FORGET_OBJECTIVES, "mine", objective)
-    trainer = tiny_trainer(tmp_path, forget_objective="mine", retain_objective="none")
-    with pytest.raises(ConfigError, match=message):
+    trainer = tiny_trainer(tmp_path, forget_objective="mine", retain_objective="none", max_steps=1)
+    if message is None:
         trainer.train()
+        return
+    with pytest.raises(ConfigError, match=message) as told:
+        trainer.train()
+    assert "\n" not in str(told.value)
+
+
+def helper(statistics):
+    return statistics.hidden.norm(dim=-1)
+
+
+def own_error(tokens):
+    if tokens.kl is None:  # read, and no reason for what follows
+        raise ValueError("mine, of NoneType")
+
+
+def own_type_error(tokens):
+    if tokens.kl is None:
+        return tokens.nll + "one"
+
+
+def own_attribute_error(tokens):
+    return tokens.nll.clampp(max=1)
+
+
+def own_none(tokens):
+    return {}.get("scale") * tokens.nll
+
+
+@pytest.mark.parametrize(
+    "function, kind, message",
+    [
+        (own_error, ValueError, "mine, of NoneType"),
+        (own_type_error, TypeError, "str"),
+        (own_attribute_error, AttributeError, "no attribute 'clampp'"),
+        (own_none, TypeError, "NoneType"),
+        (lambda tokens: {}["scale"], KeyError, "scale"),
+        (lambda tokens: tokens.nll.view(-1, 7, 11, 13), RuntimeError, "invalid for input of size"),
+    ],
+)
+def test_a_function_s_own_error_is_passed_on_as_it_is(function, kind, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORGET_OBJECTIVES, "mine", Objective("mine", function, frozenset({"nll"})))
+    trainer = tiny_trainer(tmp_path, forget_objective="mine", retain_objective="none", max_steps=1)
+    with pytest.raises(kind, match=message) as told:
+        trainer.train()
+    assert type(told.value) is kind
 
 
 @pytest.mark.parametrize(

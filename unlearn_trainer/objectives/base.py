@@ -1,5 +1,6 @@
 """What an objective is, and the counts it is divided by."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -151,8 +152,21 @@ class Objective:
         Raises:
             ConfigError: the function asks for a field that is not there, or returns something else.
         """
-        values = self.function(_Given(self.name, statistics))
+        try:
+            values = self.function(statistics)
+        except (AttributeError, TypeError) as error:
+            if isinstance(error, AttributeError) and isinstance(error.obj, (TokenStatistics, RowStatistics)):
+                known = [item.name for item in dataclasses.fields(error.obj)]
+                raise ConfigError(
+                    f"objective {self.name} asks for {error.name}, which it was not given: there is no such "
+                    f"field{did_you_mean(error.name, known)}"
+                ) from error
+            if "NoneType" in str(error):
+                self._check_given(statistics, error)
+            raise
         terms = values if isinstance(values, tuple) else (values,)
+        if any(value is None for value in terms):
+            self._check_given(statistics)
         for value in terms:
             if not isinstance(value, torch.Tensor) or value.shape != (count,):
                 returned = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
@@ -162,6 +176,17 @@ class Objective:
                 )
         return terms
 
+    def _check_given(self, statistics: TokenStatistics | RowStatistics, error: Exception | None = None) -> None:
+        """Tells whether it is a field that was not given on which the function, pure as it is, failed."""
+        read: list[str] = []
+        with contextlib.suppress(AttributeError, TypeError):
+            self.function(_read_though_absent(statistics, read))
+        if read:
+            raise ConfigError(
+                f"objective {self.name} asks for {read[-1]}, which it was not given: add "
+                f"{_GIVEN_WITH.get(read[-1], read[-1])} to its needs"
+            ) from error
+
 
 # Fields that come with a need of another name.
 _GIVEN_WITH = {
@@ -170,22 +195,22 @@ _GIVEN_WITH = {
 }
 
 
-class _Given:
-    """Statistics that refuse to give a field that nobody asked for."""
+def _read_though_absent(statistics: TokenStatistics | RowStatistics, read: list[str]):
+    """A copy of ``statistics`` that adds to ``read`` each field that is asked for and was not given."""
+    values = dict(vars(statistics))
+    names = set(values)
 
-    def __init__(self, objective: str, statistics: TokenStatistics | RowStatistics):
-        self._objective, self._statistics = objective, statistics
+    class Watched(type(statistics)):
+        def __getattribute__(self, name):
+            value = super().__getattribute__(name)
+            if value is None and name in names:
+                read.append(name)
+            return value
 
-    def __getattr__(self, name: str):
-        value = getattr(self._statistics, name, None)
-        if value is None:
-            known = [item.name for item in dataclasses.fields(self._statistics)]
-            need = _GIVEN_WITH.get(name, name)
-            remedy = (
-                f"add {need} to its needs" if name in known else f"there is no such field{did_you_mean(name, known)}"
-            )
-            raise ConfigError(f"objective {self._objective} asks for {name}, which it was not given: {remedy}")
-        return _Given(self._objective, value) if isinstance(value, RowStatistics) else value
+    for name, value in values.items():
+        if isinstance(value, RowStatistics):
+            values[name] = _read_though_absent(value, read)
+    return Watched(**values)
 
 
 @dataclasses.dataclass(frozen=True)
