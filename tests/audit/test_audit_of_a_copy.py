@@ -4,12 +4,18 @@ import json
 import shutil
 
 import pytest
+import torch
 from helpers.material import write_material
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
 import run_unlearn
 from unlearn_trainer.audit.__main__ import arguments_of_run
 from unlearn_trainer.audit.__main__ import run as audit
+from unlearn_trainer.config.arguments import ModelArguments
 from unlearn_trainer.config.finished import where_it_lies
+from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.model.loading import load_model
 
 RUN = """--do_train --memorize_first --train_never_seen --memorize_epochs 1 --method npo --learning_rate 3e-4
 --num_train_epochs 2 --per_device_train_batch_size 12"""
@@ -96,3 +102,33 @@ def test_only_what_lay_in_the_output_folder_has_moved_with_it(written, value, ex
     found = where_it_lies({"output_dir": written, "never_seen_model": value, "seed": 1}, tmp_path)
     assert json.dumps(found["never_seen_model"]).replace(str(tmp_path), "HERE") == json.dumps(expected)
     assert found["seed"] == 1
+
+
+def put_adapter(folder, under, seed):
+    """An adapter with random weights, and no tokenizer, on the model or adapter in ``under``."""
+    torch.manual_seed(seed)
+    model = load_model(ModelArguments(str(under)))
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(under)
+    adapted.save_pretrained(folder)
+
+
+@pytest.mark.parametrize("changed, said", [("model", "base"), ("lower", "base"), ("upper", "files"), (None, None)])
+def test_what_changes_under_an_adapter_is_noticed_by_the_resumed_audit(changed, said, tmp_path):
+    flags = write_material(tmp_path, items=4)
+    put_adapter(tmp_path / "lower", tmp_path / "model", 1)
+    put_adapter(tmp_path / "upper", tmp_path / "lower", 2)
+    flags[flags.index("--model_name_or_path") + 1] = str(tmp_path / "upper")
+    flags += [*CHECK, "--output_dir", str(tmp_path / "audit")]
+    first = audit(flags)
+    if changed is None:
+        for path in tmp_path.glob("*/*.safetensors"):
+            path.touch()  # the time of a file is no content
+        assert json.loads(json.dumps(audit(flags)["languages"])) == json.loads(json.dumps(first["languages"]))
+        return
+    (file,) = (tmp_path / changed).glob("*.safetensors")
+    weights = load_file(file)
+    name = max(weights, key=lambda each: weights[each].numel())
+    save_file(weights | {name: weights[name] * 1.5}, file, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=rf"made with other settings \({said} differ\)"):
+        audit(flags)

@@ -22,6 +22,7 @@ from ..data.encoding import encode
 from ..data.items import Item, Passage
 from ..evaluation.evaluator import MultilingualEvaluator
 from ..files import digest_file
+from ..model.adapter_folders import chain_of
 from ..model.loading import load_model
 from ..runs.stages import plain_training
 from ..trainer import UnlearnTrainer
@@ -117,15 +118,15 @@ class Subject:
         Args:
             settings: names of the flags that decide it.
         """
-        folder = Path(self.model_args.model_name_or_path)
-        files = sorted(path for path in folder.iterdir() if _is_of_model(path)) if folder.is_dir() else []
-        # A folder is known by what is in it, so that an audit goes on where it was copied or moved to.
-        name = None if files else str(folder)
+        chain = chain_of(self.model_args.model_name_or_path, self.model_args.revision, "--model_name_or_path")
+        (name, _, files), *under = [_content(*each) for each in chain]
         where = ("gguf_file", "revision", "tokenizer_name", "dtype", "attn_implementation")
         return {
             "version": VERSION,
             "model": [name, *(getattr(self.model_args, name) for name in where)],
-            "files": [[path.name, _digest(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files],
+            "files": files,
+            # What the adapter in the folder was put on.
+            **({"base": under} if under else {}),
             "measured": self.measured,
             "rows": self._shared.digests,
             "languages": self.languages,
@@ -225,6 +226,17 @@ def unseen_split(splits: Mapping[str, Dataset]) -> str | None:
 @functools.lru_cache(maxsize=256)  # each check asks for it
 def _digest(path, size, time):
     return digest_file(path)
+
+
+def _content(name: str, revision: str | None) -> list:
+    """Name and revision of a model, and its files with their digests.
+
+    A folder is known by what is in it, so that an audit goes on where it was copied or moved to.
+    """
+    folder = Path(name)
+    files = sorted(path for path in folder.iterdir() if _is_of_model(path)) if folder.is_dir() else []
+    digests = [[path.name, _digest(path, path.stat().st_size, path.stat().st_mtime_ns)] for path in files]
+    return [None if files else str(folder), revision, digests]
 
 
 def _is_of_model(path):
