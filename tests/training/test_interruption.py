@@ -178,6 +178,28 @@ def test_a_signal_outside_of_a_training_is_one_line(number, name, library, begun
     assert not (tmp_path / "run" / ".lock").exists() and not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize("library", ["libtorch_cpu", "tokenizers", "pyarrow"])
+@pytest.mark.parametrize("command", ["run_unlearn.py", "-m unlearn_trainer", "-m unlearn_trainer.audit"])
+def test_ctrl_c_while_libraries_are_loaded_is_one_line(command, library, tmp_path):
+    """Every command, at several of its libraries; none of them has begun to work by then."""
+    flags = ["--model_name_or_path", "x", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [sys.executable, *command.split(), *flags],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    loaded = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and library not in loaded.read_text():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=120)
+    assert process.returncode == 130, printed
+    assert printed == "stopped: Ctrl-C while the libraries were loaded; nothing was begun\n"
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_a_trainer_that_was_stopped_trains_to_the_end_when_it_is_told_to_go_on(signal_number, tmp_path, interrupting):
     interrupting(signal_number, "")

@@ -1,5 +1,10 @@
 """python -m unlearn_trainer.audit: see --help, and docs/audit.md."""
 
+if __name__ == "__main__":  # the libraries take seconds to load, in which Ctrl-C would be a traceback of theirs
+    from ..early_stop import end_on_ctrl_c
+
+    end_on_ctrl_c()
+
 import dataclasses
 import sys
 from collections.abc import Sequence
