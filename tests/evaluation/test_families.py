@@ -6,10 +6,19 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from helpers.families import FAMILIES, LEFT_OUT, NOT_CAUSAL, ONLY_FLOAT32, tiny_family
-from helpers.family_checks import check_adapter, check_all, check_loss, plain_logits, rows_of_ids
+from helpers.family_checks import (
+    check_adapter,
+    check_all,
+    check_lens,
+    check_loss,
+    check_steering,
+    plain_logits,
+    rows_of_ids,
+)
 from helpers.tiny import LANGUAGES, tiny_config, tiny_rows
 
 from unlearn_trainer.errors import ConfigError
+from unlearn_trainer.model.layers import restrict_training, transformer_blocks
 from unlearn_trainer.trainer import UnlearnTrainer
 
 # Attention: multi-head, grouped, multi-query, latent, with sinks, windows, chunks, or chosen keys. Positions: rotary,
@@ -33,6 +42,29 @@ def test_a_family_of_each_kind_is_what_its_plain_forward_says(family, dtype, tmp
 @pytest.mark.parametrize("family", KINDS)
 def test_the_default_adapter_of_a_family_of_each_kind_is_trained(family):
     check_adapter(tiny_family(family))
+
+
+# Beside a tower for pictures or sound of as many layers, and a decoder with more layers than its lost encoder.
+@pytest.mark.parametrize(
+    "family", ["gemma3", "got_ocr2", "git", "phi4_multimodal", "moss_transcribe_diarize", "blenderbot"]
+)
+def test_lens_and_steering_go_by_the_blocks_of_the_language_model(family, tmp_path):
+    model = tiny_family(family)
+    (blocks,) = transformer_blocks(model)
+    ran = []
+    for number, block in enumerate(blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    plain_logits(model, rows_of_ids((5,))[0])
+    assert ran == list(range(len(blocks)))
+    assert check_lens(tiny_family(family), tmp_path) is None
+    assert check_steering(tiny_family(family)) is None
+
+
+@pytest.mark.parametrize("family", ["gemma3", "got_ocr2", "blenderbot"])
+def test_the_layers_that_are_trained_are_those_of_the_language_model(family):
+    model = restrict_training(tiny_family(family), "1")
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained and all(".layers.1." in name and "vision" not in name for name in trained), trained
 
 
 def test_what_sees_the_tokens_it_predicts_is_refused():

@@ -7,9 +7,9 @@ import pytest
 import torch
 from helpers.tiny import tiny_model, tiny_trainer
 from torch import nn
-from transformers import set_seed
+from transformers import ReformerConfig, ReformerModelWithLMHead, set_seed
 
-from unlearn_trainer.model.randomness import switch_off_chance
+from unlearn_trainer.model.randomness import disable_dropout, switch_off_chance
 from unlearn_trainer.teacher.teachers import frozen_copy
 
 peft = pytest.importorskip("peft", reason="the peft package is not installed")
@@ -133,3 +133,53 @@ def test_without_a_forward_the_code_of_routers_tells():
     model.train()
     router(torch.empty(4, 32, device="meta"))
     assert seen == [False] and router.training
+
+
+def tiny_reformer(**changes):
+    """Locality-sensitive attention with more buckets than one, over rows of up to 64 tokens."""
+    torch.manual_seed(0)
+    sizes = {
+        **{"vocab_size": 211, "hidden_size": 32, "attention_head_size": 8, "num_attention_heads": 4},
+        **{"attn_layers": ["lsh", "lsh"], "num_buckets": 4, "num_hashes": 1, "lsh_attn_chunk_length": 8},
+        **{"axial_pos_shape": (8, 8), "axial_pos_embds_dim": (16, 16), "feed_forward_size": 48, "is_decoder": True},
+        **{"hidden_dropout_prob": 0.0, "lsh_attention_probs_dropout_prob": 0.0, "max_position_embeddings": 64},
+    }
+    return ReformerModelWithLMHead(ReformerConfig(**{**sizes, **changes})).eval()
+
+
+def five_forwards(model, training):
+    """Logits of the same row, from states of chance that differ."""
+    model.train(training)
+    ids = torch.arange(3, 67)[None]
+    with torch.no_grad():
+        return [model(input_ids=ids).logits for seed in range(5) if torch.manual_seed(seed)]
+
+
+@pytest.mark.parametrize("kinds", [["lsh", "lsh"], ["local", "lsh"]])
+@pytest.mark.parametrize("hashes", [1, 2])
+def test_drawn_hashes_are_the_same_in_every_forward(kinds, hashes):
+    model = tiny_reformer(attn_layers=kinds, num_hashes=hashes)
+    first, *others = five_forwards(model, False)
+    assert any((each - first).abs().max() > 1e-3 for each in others), "the hashes do not matter: nothing is tested"
+    disable_dropout(model)
+    first, *others = [*five_forwards(model, False), *five_forwards(model, True)]
+    for each in others:
+        torch.testing.assert_close(each, first)
+    for each in five_forwards(frozen_copy(model), False):  # the teacher draws as its student does
+        torch.testing.assert_close(each, first)
+
+
+def test_a_seed_of_hashes_that_was_chosen_is_kept():
+    model = tiny_reformer(hash_seed=7)
+    before = five_forwards(model, False)[0]
+    disable_dropout(model)
+    torch.testing.assert_close(five_forwards(model, True)[0], before)
+    assert {module.hash_seed for module in model.modules() if hasattr(module, "hash_seed")} == {7}
+    assert model.config.hash_seed == 7
+
+
+def test_the_configuration_of_drawn_hashes_is_saved_as_it_was(tmp_path):
+    model = tiny_reformer()
+    disable_dropout(model)
+    model.save_pretrained(tmp_path)
+    assert ReformerConfig.from_pretrained(tmp_path).hash_seed is None

@@ -7,7 +7,7 @@ between those that read a language and those that write it, so a change of these
 import re
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.layer_spec import FLAG, parse_layers
 from ..errors import ConfigError
@@ -16,21 +16,38 @@ from ..errors import ConfigError
 def transformer_blocks(model: PreTrainedModel) -> list[nn.ModuleList]:
     """The list of a model's transformer blocks, whatever it is called; several where each block is spread over some.
 
+    Those of a tower for pictures or sound beside the language model are left out.
+
     Raises:
-        ConfigError: the model has no list of `num_hidden_layers` modules.
+        ConfigError: the model has no list of `num_hidden_layers` modules, nor of `decoder_layers`.
     """
-    count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found: dict[str, nn.ModuleList] = {}
-    for name, module in model.base_model.named_modules():
-        # Within a block a list of as many modules can only be something else, such as experts.
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
-            found[name] = module
+    config = model.config.get_text_config()
+    count = getattr(config, "num_hidden_layers", None)
+    # What is a decoder alone may have more layers than the encoder that this number is of in its configuration.
+    found = _lists_of(model, count) or _lists_of(model, getattr(config, "decoder_layers", None))
     if not found:
         raise ConfigError(
             f"{FLAG}: {type(model).__name__} has no list of its {count} layers; "
             "give a regular expression over its parameters' names instead"
         )
+    # A tower for pictures or sound, which may have as many layers, is a model with a configuration of its own.
+    kinds = type(model.config), type(config)
+    own = [blocks for blocks, described in found if isinstance(described, kinds)]
+    return own or [blocks for blocks, _ in found]
+
+
+def _lists_of(model: PreTrainedModel, count: int | None) -> list[tuple[nn.ModuleList, PretrainedConfig]]:
+    """The lists of ``count`` modules in ``model``, each with the configuration of the innermost model around it."""
+    found: dict[str, tuple[nn.ModuleList, PretrainedConfig]] = {}
+    around: dict[str, PretrainedConfig] = {"": model.config}
+    for name, module in model.base_model.named_modules():
+        if isinstance(module, PreTrainedModel):
+            around[f"{name}." if name else ""] = module.config
+        # Within a block a list of as many modules can only be something else, such as experts.
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == count and not inside:
+            nearest = max((prefix for prefix in around if name.startswith(prefix)), key=len)
+            found[name] = module, around[nearest]
     return list(found.values())
 
 
