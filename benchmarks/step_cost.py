@@ -17,7 +17,7 @@ from unittest import mock
 from common import flags, in_fresh_process, report, sizes, synchronize, timed_in_turn
 from step_variants import StepVariants, step_memory, train_silently
 
-from unlearn_trainer.step.loss import SideLoss
+from unlearn_trainer.step.losses import RowLoss, StateLoss, TokenLoss
 from unlearn_trainer.trainer import UnlearnTrainer
 from unlearn_trainer.weights.callback import LanguageWeightCallback
 
@@ -101,7 +101,7 @@ def bookkeeping_share(variants: StepVariants, steps: int) -> float:
     with contextlib.ExitStack() as stack:
         for owner, names in (
             (UnlearnTrainer, ("_get_num_items_in_batch", "_agree", "log")),
-            (SideLoss, ("row_figures",)),
+            *((loss, ("result",)) for loss in (TokenLoss, RowLoss, StateLoss)),
             (LanguageWeightCallback, ("add_batch", "on_step_end")),
         ):
             for name in names:

@@ -314,19 +314,19 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
                 changes = [surgery.term(*given) for surgery in self.surgeries]
         layout = lay_out(self.model, inputs["input_ids"], inputs["attention_mask"], self.step_loss.reads_padding)
         with self.accelerator.autocast():
-            segments, sides = self.step_loss.segments(inputs, layout, num_items_in_batch, self.language_weights)
+            segments, losses = self.step_loss.segments(inputs, layout, num_items_in_batch, self.language_weights)
         with self._teacher_head(segments):
             outputs = model(**layout.inputs, segments=segments)
         loss = outputs["loss"]
         loss = sum(changes, loss)
-        figures = {side: found.row_figures() for side, found in sides.items()}
-        self._agree(loss, figures, {side: found.tokens for side, found in sides.items()})
-        for side, found in sides.items():
+        results = {side: found.result() for side, found in losses.items()}
+        self._agree(loss, results.values())
+        for side, result in results.items():
             if side not in SIDES:
                 continue
-            if found.terms.terms is not None:
-                self.loss_log.add(side, found.terms.terms)
-            self.language_weights.add_batch(side, found.tokens.row_languages, figures[side])
+            if result.terms is not None:
+                self.loss_log.add(side, result.terms)
+            self.language_weights.add_batch(side, result.row_languages, result.figures)
         return (loss, outputs) if return_outputs else loss
 
     def _teacher_head(self, segments):
@@ -334,15 +334,15 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             return contextlib.nullcontext()
         return self.teacher.gathered_head()
 
-    def _agree(self, loss, figures, tokens):
+    def _agree(self, loss, results):
         """Let all processes know of a NaN, before it reaches the weights, and of a wish to stop."""
         # One small reduction a batch carries the languages with NaN, the loss itself, and whether to stop.
         broken = torch.zeros(len(self.languages) + 2, device=loss.device)
         broken[-2] = ~torch.isfinite(loss.detach())
         broken[-1] = _STOPS[self._stop_signal.received]
-        for side, found in figures.items():
-            bad = ~torch.isfinite(found["nll"])
-            broken.index_put_((tokens[side].row_languages,), bad.to(broken.dtype), accumulate=True)
+        for result in results:
+            bad = ~torch.isfinite(result.figures["nll"])
+            broken.index_put_((result.row_languages,), bad.to(broken.dtype), accumulate=True)
         if self.args.world_size > 1:
             broken = reduce(broken, reduction="sum")
         *languages, loss_broken, stop = broken.tolist()

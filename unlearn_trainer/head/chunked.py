@@ -53,7 +53,7 @@ class Segment:
         teacher_targets: [n] the token ids of ``teacher_nll``, if not ``targets``.
         temperature: of ``kl``.
         reduction: the function behind ``reduced``.
-        looks_ahead: the loss needs statistics of the whole segment: these are there before it is first called.
+        begin: called with the statistics of the whole segment before the first loss, where a loss needs all of them.
 
     The forward fills in ``terms``, the parts of the loss, and ``statistics`` of all n tokens, both detached.
     """
@@ -68,7 +68,7 @@ class Segment:
     teacher_targets: torch.Tensor | None = None
     temperature: float = 1.0
     reduction: Callable[..., torch.Tensor] | None = None
-    looks_ahead: bool = False
+    begin: Callable[[TokenStatistics], None] | None = None
     terms: torch.Tensor | None = None
     statistics: TokenStatistics | None = None
 
@@ -80,20 +80,22 @@ class LayerSegment:
     Args:
         layer: index into ``hidden_states`` of the model's output: 0 is the embedding, k the output of block k.
         positions: [n] flat indices into the [rows x length] states.
-        loss: maps the states [n, d] to (loss, terms) as :class:`Segment` does.
+        loss: maps (statistics with the states of all n tokens as ``hidden``, their slice) to (loss, terms) as that of
+            a :class:`Segment` does.
 
     The forward fills in ``terms``, detached.
     """
 
     layer: int
     positions: torch.Tensor
-    loss: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    loss: Callable[[TokenStatistics, slice], tuple[torch.Tensor, torch.Tensor]]
     terms: torch.Tensor | None = None
 
     def fill(self, states: torch.Tensor) -> torch.Tensor:
         """The loss by ``states`` [rows, length, d] of the layer."""
         states = states.flatten(0, -2)[self.positions]
-        loss, terms = self.loss(states if states.dtype == torch.float64 else states.float())
+        hidden = states if states.dtype == torch.float64 else states.float()
+        loss, terms = self.loss(TokenStatistics(hidden=hidden), slice(None))
         self.terms = terms.detach()
         return loss
 
@@ -106,16 +108,10 @@ class Segments:
 
     Args:
         of_layers: losses by the states inside the model, added to those of the segments.
-        look_ahead: called once the segments that look ahead have their statistics, before the losses.
     """
 
-    def __init__(
-        self,
-        *segments: Segment,
-        of_layers: Sequence[LayerSegment] = (),
-        look_ahead: Callable[[], None] | None = None,
-    ):
-        self.segments, self.of_layers, self.look_ahead = segments, tuple(of_layers), look_ahead
+    def __init__(self, *segments: Segment, of_layers: Sequence[LayerSegment] = ()):
+        self.segments, self.of_layers = segments, tuple(of_layers)
 
     def __iter__(self):
         return iter(self.segments)
@@ -203,8 +199,7 @@ class _FusedHead(torch.autograd.Function):
         student = _Projection(head, "student", hidden.device)
         ctx.gradients = _Gradients(hidden, student, names, parameters, ctx.needs_input_grad[0])
         ctx.gradients.wanted &= any(segment.loss is not None for segment in segments)
-        if segments.look_ahead is not None:
-            _look_ahead(hidden, student, segments)
+        _begin(hidden, student, [segment for segment in segments if segment.begin is not None])
         losses = _run(hidden, student, segments, ctx.gradients)
         return torch.stack([hidden.new_zeros((), dtype=_sum_dtype(hidden)), *losses]).sum()
 
@@ -215,14 +210,13 @@ class _FusedHead(torch.autograd.Function):
         return d_hidden, None, None, None, *d_parameters
 
 
-def _look_ahead(hidden, student, segments):
-    """Statistics of the segments whose loss needs all of them, at the price of one more product with the head."""
-    ahead = [segment for segment in segments if segment.looks_ahead]
-    copies = [dataclasses.replace(segment, loss=None) for segment in ahead]
-    _run(hidden, student, copies, _Gradients(hidden, student, [], [], False))
-    for segment, copy in zip(ahead, copies, strict=True):
-        segment.statistics = copy.statistics
-    segments.look_ahead()
+def _begin(hidden, student, segments):
+    """Give ``segments`` the statistics of all their tokens first, for one more product with the head."""
+    copies = [dataclasses.replace(segment, loss=None) for segment in segments]
+    if copies:
+        _run(hidden, student, copies, _Gradients(hidden, student, [], [], False))
+    for segment, copy in zip(segments, copies, strict=True):
+        segment.begin(copy.statistics)
 
 
 def _run(hidden, student, segments, gradients):
