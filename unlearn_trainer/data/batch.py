@@ -1,15 +1,30 @@
 """The groups of rows in a batch, and the labelled tokens of each."""
 
 import dataclasses
+import enum
 from collections.abc import Mapping
 
 import torch
 
 from ..objectives import IGNORED
-from .collator import COMPANIONS
 
-# Rows to forget, rows to keep, what the model shall say in place of the former, and never-seen rows like them.
-GROUPS = ("forget", "retain", *COMPANIONS)
+
+class RowGroup(enum.StrEnum):
+    """The part of a row in a batch; as text it is the word that stands in keys of batches, results and files.
+
+    The forget and the retain rows come from splits of their own. The others are companions of forget rows, with which
+    they share language and row number. A *side* is a group with an objective: forget, retain and counterpart.
+    """
+
+    FORGET = "forget"  # what the model shall no longer know
+    RETAIN = "retain"  # what it shall keep
+    ALTERNATIVE = "alternative"  # what it shall say in place of a forget row
+    COUNTERPART = "counterpart"  # a row like a forget row, that it never saw
+
+    @property
+    def split(self) -> "RowGroup":
+        """The split whose rows these are or accompany."""
+        return RowGroup.RETAIN if self is RowGroup.RETAIN else RowGroup.FORGET
 
 
 @dataclasses.dataclass
@@ -56,14 +71,14 @@ class GroupTokens:
         return values.new_zeros(len(self.rows)).index_add_(0, self.row_of, values)
 
 
-def rows_of(batch: Mapping[str, torch.Tensor], group: str) -> torch.Tensor:
+def rows_of(batch: Mapping[str, torch.Tensor], group: RowGroup) -> torch.Tensor:
     """[rows] which rows of a batch belong to ``group``, as a mask."""
-    if group != "retain":
+    if group != RowGroup.RETAIN:
         return batch[f"is_{group}"]
-    return ~torch.stack([batch[f"is_{each}"] for each in GROUPS if each != "retain"]).any(0)
+    return ~torch.stack([batch[f"is_{each}"] for each in RowGroup if each is not RowGroup.RETAIN]).any(0)
 
 
-def group_tokens(batch: Mapping[str, torch.Tensor], group: str, at_label: bool = False) -> GroupTokens:
+def group_tokens(batch: Mapping[str, torch.Tensor], group: RowGroup, at_label: bool = False) -> GroupTokens:
     """The labelled tokens of a group of rows of a batch.
 
     Args:
@@ -100,7 +115,7 @@ class LabelTokens(GroupTokens):
     is_own: torch.Tensor
 
 
-def label_tokens(batch: Mapping[str, torch.Tensor], group: str, pad_token_id: int | None = None) -> LabelTokens:
+def label_tokens(batch: Mapping[str, torch.Tensor], group: RowGroup, pad_token_id: int | None = None) -> LabelTokens:
     """The tokens of a group of rows at the columns that carry labels; rows of which nothing is predicted have none.
 
     Args:

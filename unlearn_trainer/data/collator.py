@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
+from .batch import RowGroup
+
 IGNORE_INDEX = -100  # what PyTorch and transformers leave out of a loss
 COLUMNS = ("input_ids", "labels", "language")
 # Rows that may go with a forget row: what shall be said instead, and one like it that the model never saw.
-COMPANIONS = ("alternative", "counterpart")
+COMPANIONS = (RowGroup.ALTERNATIVE, RowGroup.COUNTERPART)
 
 
 def companion_columns(companion: str) -> tuple[str, str]:
@@ -67,9 +69,11 @@ class TrainingRows(Dataset):
         """Tokens of every row of each split, those of its companions not counted."""
         return {is_forget: [len(ids) for ids in split["input_ids"]] for is_forget, split in self._splits.items()}
 
-    def labels(self, group: str) -> list[list[int]]:
+    def labels(self, group: RowGroup) -> list[list[int]]:
         """The labels of every row of `forget`, `retain`, or of one of the companions of forget."""
-        return self._splits[group != "retain"][companion_columns(group)[1] if group in COMPANIONS else "labels"][:]
+        return self._splits[group.split is RowGroup.FORGET][
+            companion_columns(group)[1] if group in COMPANIONS else "labels"
+        ][:]
 
     def __getitems__(self, pairs: list[tuple[bool, int]]) -> list[dict]:
         """All rows of a batch with one read of each split, which is what `DataLoader` prefers; keeps the order."""
@@ -125,13 +129,13 @@ class UnlearnCollator:
                 }
             ]
         forget = [row for row in rows if row["is_forget"]]
-        ordered = [(row, "forget") for row in forget]
+        ordered = [(row, RowGroup.FORGET) for row in forget]
         for companion in COMPANIONS:
             ids, labels = companion_columns(companion)
             ordered += [
                 ({**row, "input_ids": row[ids], "labels": row[labels]}, companion) for row in forget if row.get(ids)
             ]
-        ordered += [(row, "retain") for row in rows if not row["is_forget"]]
+        ordered += [(row, RowGroup.RETAIN) for row in rows if not row["is_forget"]]
         rows = [row for row, _ in ordered]
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         width = max(self.width, int(lengths.max()))
@@ -147,6 +151,6 @@ class UnlearnCollator:
             "row": torch.tensor([row["row"] for row in rows], dtype=torch.long),
             **{
                 f"is_{group}": torch.tensor([found == group for _, found in ordered])
-                for group in ("forget", *COMPANIONS)
+                for group in (RowGroup.FORGET, *COMPANIONS)
             },
         }

@@ -21,7 +21,7 @@ from accelerate.utils import reduce
 from torch import nn
 
 from ..config.unlearn_config import UnlearnConfig
-from ..data.batch import group_tokens, rows_of
+from ..data.batch import RowGroup, group_tokens, rows_of
 from ..engine.engines import is_sharded
 from ..errors import ConfigError
 from ..head.chunked import Segment, Segments
@@ -106,8 +106,9 @@ class RelearningGuard:
                 with _moving():
                     for parameter, slope in zip(parameters, slopes, strict=True):
                         parameter.sub_(slope.sign(), alpha=self.args.relearn_rate)  # what Adam's first steps are
-            others = _rows(batch, ~attacked & ~rows_of(batch, "retain"))
-            found = _gradients(_side_loss(self.model, self.step_loss, "forget", others, counts, weights), parameters)
+            others = _rows(batch, ~attacked & ~rows_of(batch, RowGroup.RETAIN))
+            loss = _side_loss(self.model, self.step_loss, RowGroup.FORGET, others, counts, weights)
+            found = _gradients(loss, parameters)
         finally:
             with _moving():
                 for parameter, value in zip(parameters, kept, strict=True):
@@ -129,7 +130,7 @@ class RelearningGuard:
         return torch.isin(batch["row"], batch["row"][forget][::2])
 
     def _nll(self, batch):
-        tokens = group_tokens(batch, "forget")
+        tokens = group_tokens(batch, RowGroup.FORGET)
         layout = lay_out(self.model, batch["input_ids"], batch["attention_mask"])
         count = len(tokens.targets)
 
@@ -161,19 +162,19 @@ class ForgetProjection:
         step: int,
     ) -> torch.Tensor:
         parameters = _trained(self.model)
-        retain_rows = rows_of(batch, "retain")
+        retain_rows = rows_of(batch, RowGroup.RETAIN)
         found = {}
-        for side, mask in (("forget", ~retain_rows), ("retain", retain_rows)):
+        for side, mask in ((RowGroup.FORGET, ~retain_rows), (RowGroup.RETAIN, retain_rows)):
             slopes = [torch.zeros_like(parameter) for parameter in parameters]
             if mask.any():
                 loss = _side_loss(self.model, self.step_loss, side, _rows(batch, mask), counts, weights)
                 slopes = _gradients(loss, parameters)
             found[side] = [reduce(slope, reduction="mean") for slope in slopes] if self.args.world_size > 1 else slopes
-        pairs = list(zip(found["forget"], found["retain"], strict=True))
+        pairs = list(zip(found[RowGroup.FORGET], found[RowGroup.RETAIN], strict=True))
         along = sum((f.double() * r.double()).sum() for f, r in pairs)
         length = sum(r.double().square().sum() for _, r in pairs)
         share = torch.where(length > 0, (-along).clamp(min=0) / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
-        return _term(parameters, [share.to(slope.dtype) * slope for slope in found["retain"]])
+        return _term(parameters, [share.to(slope.dtype) * slope for slope in found[RowGroup.RETAIN]])
 
 
 @contextlib.contextmanager

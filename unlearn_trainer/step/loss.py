@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..config.unlearn_config import UnlearnConfig
-from ..data.batch import GROUPS, rows_of
+from ..data.batch import RowGroup, rows_of
 from ..errors import ConfigError
 from ..head.chunked import Segments
 from ..head.packing import Layout
@@ -20,6 +20,9 @@ from ..objectives import (
 from ..teacher.teachers import Teacher, asked_of
 from ..weights.callback import LanguageWeightCallback
 from .losses import Side, SideLoss, counted_group, side_loss
+
+# The groups that may have an objective, in the order of their segments.
+SIDES = (RowGroup.FORGET, RowGroup.RETAIN, RowGroup.COUNTERPART)
 
 
 class StepLoss:
@@ -57,7 +60,7 @@ class StepLoss:
     def __init__(
         self,
         args: UnlearnConfig,
-        objectives: Mapping[str, Objective | None],
+        objectives: Mapping[RowGroup, Objective | None],
         teacher: Teacher | None,
         num_processes: int,
         layer: int,
@@ -77,8 +80,8 @@ class StepLoss:
         layout: Layout,
         counts: torch.Tensor,
         weights: LanguageWeightCallback,
-        sides: Sequence[str] = ("forget", "retain", "counterpart"),
-    ) -> tuple[Segments, dict[str, SideLoss]]:
+        sides: Sequence[RowGroup] = SIDES,
+    ) -> tuple[Segments, dict[RowGroup, SideLoss]]:
         """What the forward is called with, and the losses that have their results afterwards.
 
         Args:
@@ -98,7 +101,7 @@ class StepLoss:
         return segments, losses
 
     def _side(self, group, objective, batch, layout, counts, weights) -> Side:
-        of_group = counts[GROUPS.index(counted_group(group, objective))]
+        of_group = counts[list(RowGroup).index(counted_group(group, objective))]
         questions = asked_of(group, objective, self.layer)
         # Decided by the whole step, so that all processes agree whether a sharded teacher runs; to look at the count
         # where nobody asks would stall a GPU.
@@ -121,7 +124,7 @@ class StepLoss:
         )
 
 
-def resolve_objectives(args: UnlearnConfig, model_type: str) -> dict[str, Objective | None]:
+def resolve_objectives(args: UnlearnConfig, model_type: str) -> dict[RowGroup, Objective | None]:
     """The objectives of both sides, ``None`` for one that is not trained on, and of counterparts, if any.
 
     Args:
@@ -134,7 +137,7 @@ def resolve_objectives(args: UnlearnConfig, model_type: str) -> dict[str, Object
     if forget is None and retain is None:
         raise ConfigError("both --forget_objective and --retain_objective are none: there is nothing to train")
     counterpart = RETAIN_OBJECTIVES["kl"] if forget is not None and "counterpart" in forget.needs else None
-    found = {"forget": forget, "retain": retain, "counterpart": counterpart}
+    found = {RowGroup.FORGET: forget, RowGroup.RETAIN: retain, RowGroup.COUNTERPART: counterpart}
     return {side: objective and objective.with_options(args) for side, objective in found.items()}
 
 
@@ -155,9 +158,9 @@ def inner_layer(args: UnlearnConfig, layers: int) -> int:
 
 def count_step(batches: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
     """Counts [groups, counters] over the batches of an optimizer step on this process, float64."""
-    counts = torch.zeros(len(GROUPS), len(COUNTERS), dtype=torch.float64)
+    counts = torch.zeros(len(RowGroup), len(COUNTERS), dtype=torch.float64)
     for batch in batches:
-        for index, group in enumerate(GROUPS):
+        for index, group in enumerate(RowGroup):
             mine = rows_of(batch, group)
             labels, mask = batch["labels"][mine], batch["attention_mask"][mine]
             counts[index] += torch.stack([count(labels, mask).double().cpu() for count in COUNTERS.values()])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..data.batch import GroupTokens, LabelTokens, group_tokens, label_tokens
+from ..data.batch import GroupTokens, LabelTokens, RowGroup, group_tokens, label_tokens
 from ..errors import ConfigError
 from ..evaluation.evaluator import row_figures
 from ..head.chunked import LayerSegment, Segment
@@ -46,7 +46,7 @@ class Side:
         pad_token_id: what short rows are filled with.
     """
 
-    group: str
+    group: RowGroup
     objective: Objective
     batch: Mapping[str, torch.Tensor]
     layout: Layout
@@ -195,7 +195,7 @@ class TokenLoss(SideLoss):
         """Fields of the statistics that the teacher gives, or the weight that it has, [n] each."""
         side, extras = self.side, {}
         if "counterpart" in side.objective.needs:
-            like = group_tokens(side.batch, "counterpart")
+            like = group_tokens(side.batch, RowGroup.COUNTERPART)
             predicted = side.ask_teacher(side.questions[0], like)[self.trained.aligned(like)]
             extras["unknown_nll"], extras["unknown_hit"] = predicted[:, 0], predicted[:, 1] > 0.5
             extras["unknown_mean"], extras["unknown_std"] = predicted[:, 2], predicted[:, 3]
@@ -224,7 +224,7 @@ class RowLoss(SideLoss):
         super().__init__(side)
         self.groups = [self.tokens]
         if "alternative" in side.objective.needs:
-            self.groups.append(group_tokens(side.batch, "alternative"))
+            self.groups.append(group_tokens(side.batch, RowGroup.ALTERNATIVE))
         self.teacher_sums = [
             tokens.row_sums(side.ask_teacher(asked, tokens))
             for asked, tokens in zip(side.questions, self.groups, strict=bool(side.questions))
@@ -308,13 +308,13 @@ def side_loss(side: Side) -> SideLoss:
     return RowLoss(side) if side.objective.unit == "row" else TokenLoss(side)
 
 
-def counted_group(group: str, objective: Objective) -> str:
+def counted_group(group: RowGroup, objective: Objective) -> RowGroup:
     """The group of rows whose counts divide the loss on ``group``: a loss by alternative answers counts these."""
     is_other = "alternative" in objective.needs and objective.unit == "token" and not objective.in_place
-    return "alternative" if is_other else group
+    return RowGroup.ALTERNATIVE if is_other else group
 
 
-def _trained_group(side: Side) -> str:
+def _trained_group(side: Side) -> RowGroup:
     return counted_group(side.group, side.objective)
 
 
@@ -325,7 +325,7 @@ def _trained_tokens(side: Side, own: GroupTokens) -> GroupTokens:
         return label_tokens(side.batch, group, side.pad_token_id if objective.predicts_next else None)
     if not objective.in_place:
         return own if group == side.group else group_tokens(side.batch, group)
-    other = group_tokens(side.batch, "alternative")
+    other = group_tokens(side.batch, RowGroup.ALTERNATIVE)
     first = torch.searchsorted(other.row_of, own.row_of)
     place = own.places % other.per_row[own.row_of]
     return dataclasses.replace(own, targets=other.targets[first + place])

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from datasets import Dataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from ..data.batch import RowGroup
 from ..data.collator import COMPANIONS, UnlearnCollator, companion_columns, with_companions
 from ..errors import ConfigError
 from ..objectives import IGNORED, Objective
 
 
 def rows_in_use(
-    objectives: Mapping[str, Objective | None], forget: Dataset | None, retain: Dataset | None, num_trained: int
-) -> dict[str, Dataset | None]:
+    objectives: Mapping[RowGroup, Objective | None], forget: Dataset | None, retain: Dataset | None, num_trained: int
+) -> dict[RowGroup, Dataset | None]:
     """The rows of both sides as far as an objective asks for them, alternative answers too.
 
     Args:
@@ -21,8 +22,8 @@ def rows_in_use(
     Raises:
         ConfigError: they are not there, or none of them has a label.
     """
-    used = {}
-    for side, rows in (("forget", forget), ("retain", retain)):
+    used: dict[RowGroup, Dataset | None] = {}
+    for side, rows in ((RowGroup.FORGET, forget), (RowGroup.RETAIN, retain)):
         objective = objectives[side]
         if objective is not None and rows is None:
             raise ConfigError(f"--{side}_objective {objective.name} needs {side} rows; give --{side}_file")
@@ -32,7 +33,7 @@ def rows_in_use(
                 "language has a label other than -100 behind its first token; give rows that do"
             )
         used[side] = rows if objective is not None else None
-        if objective is not None and side == "forget":
+        if objective is not None and side is RowGroup.FORGET:
             needed = [each for each in COMPANIONS if each in objective.needs]
             used[side] = with_companions(rows, needed)
             for companion in needed:
@@ -45,8 +46,8 @@ def rows_in_use(
 
 
 def collator_for(
-    objectives: Mapping[str, Objective | None],
-    used: Mapping[str, Dataset | None],
+    objectives: Mapping[RowGroup, Objective | None],
+    used: Mapping[RowGroup, Dataset | None],
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     max_seq_length: int | None,

@@ -21,7 +21,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..console import say
-from ..data.batch import GroupTokens, group_tokens
+from ..data.batch import GroupTokens, RowGroup, group_tokens
 from ..data.collator import IGNORE_INDEX, TrainingRows
 from ..engine.fingerprint import fingerprint
 from ..errors import ConfigError
@@ -84,7 +84,7 @@ class TeacherCache:
         folder: Path,
         rows: TrainingRows,
         questions: Sequence[Asked],
-        trained: Mapping[str, list[int]],
+        trained: Mapping[RowGroup, list[int]],
         hidden_size: int,
         head_size: int,
     ):
@@ -213,7 +213,7 @@ class TeacherCache:
         mine = [rank for rank, host in enumerate(hosts) if host == hosts[state.process_index]]
         work = []
         for asked in self.questions:
-            is_forget = asked.group != "retain"
+            is_forget = asked.group.split is RowGroup.FORGET
             pairs = [(is_forget, row) for row in self.trained[asked.group]]
             pairs.sort(key=lambda pair: -len(self.rows[pair]["input_ids"]))
             work += [(asked, pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]

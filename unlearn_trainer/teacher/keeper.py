@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.batch import GroupTokens
+from ..data.batch import GroupTokens, RowGroup
 from ..engine.engines import is_sharded
 from ..errors import ConfigError
 from .cache import CachedTeacher, TeacherCache
@@ -29,9 +29,9 @@ class KeepsTeacher:
             return self.teacher.signature
         if not isinstance(self.teacher, ResidentTeacher):
             return None
-        side = "retain" if self._items["retain"] else "forget"
+        side = RowGroup.RETAIN if self._items[RowGroup.RETAIN] else RowGroup.FORGET
         row = next(iter(self._items[side][0].values()))
-        batch = self._prepare_inputs(self.data_collator([self.train_dataset[side == "forget", row]]))
+        batch = self._prepare_inputs(self.data_collator([self.train_dataset[side is RowGroup.FORGET, row]]))
         last = batch["attention_mask"][:1].sum(1) - 1
         first_row = torch.zeros_like(last)
         token = GroupTokens(first_row, first_row, last, first_row, first_row)
@@ -57,7 +57,7 @@ class KeepsTeacher:
                 raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
             return
         questions = self._questions()
-        sides = {asked.group: "retain" if asked.group == "retain" else "forget" for asked in questions}
+        sides = {asked.group: asked.group.split for asked in questions}
         trained = {
             group: sorted(row for item in self._items[side] for row in item.values()) for group, side in sides.items()
         }
@@ -71,7 +71,7 @@ class KeepsTeacher:
         )
         if wish == "auto":
             epochs = steps / self._steps_per_epoch()
-            drawn = sum(epochs * self.train_sampler.rows_of_epoch(side == "forget") for side in sides.values())
+            drawn = sum(epochs * self.train_sampler.rows_of_epoch(side is RowGroup.FORGET) for side in sides.values())
             if drawn <= sum(map(len, trained.values())) or not cache.is_small:
                 return
         with self.accelerator.autocast():

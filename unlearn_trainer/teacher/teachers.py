@@ -15,7 +15,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..config.arguments import ModelArguments
 from ..config.unlearn_config import UnlearnConfig
-from ..data.batch import GroupTokens
+from ..data.batch import GroupTokens, RowGroup
 from ..engine.engines import gathered, held_part, prepare_frozen
 from ..errors import ConfigError
 from ..head.chunked import Segment, Segments, attach_head, without_head
@@ -30,7 +30,7 @@ class Asked:
     """What an objective asks the teacher at the labelled tokens of a group of rows.
 
     Args:
-        group: of :data:`~.row_groups.GROUPS`.
+        group: of rows.
         kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that, whether the token
             is the likeliest (1 or 0), and mean and standard deviation of log p under p, [n, 4].
         at_label: the states are those of the positions that carry the labels, not of those that predict them.
@@ -38,13 +38,13 @@ class Asked:
             gets.
     """
 
-    group: str
+    group: RowGroup
     kind: Literal["hidden", "nll", "prediction"]
     at_label: bool = False
     layer: int | None = None
 
 
-def asked_of(side: str, objective: Objective, layer: int) -> list[Asked]:
+def asked_of(side: RowGroup, objective: Objective, layer: int) -> list[Asked]:
     """What ``objective`` on the rows of ``side`` asks the teacher; one question a group of rows.
 
     Args:
@@ -53,13 +53,13 @@ def asked_of(side: str, objective: Objective, layer: int) -> list[Asked]:
     if not objective.needs_teacher:
         return []
     if "counterpart" in objective.needs:
-        return [Asked("counterpart", "prediction")]
+        return [Asked(RowGroup.COUNTERPART, "prediction")]
     if "teacher_hidden" in objective.needs:
         return [Asked(side, "hidden", at_label=True, layer=layer)]
     alternative = "alternative" in objective.needs
     if objective.unit == "row":
-        return [Asked(group, "nll") for group in (side, "alternative")[: 1 + alternative]]
-    return [Asked("alternative" if alternative else side, "hidden", objective.at_label)]
+        return [Asked(group, "nll") for group in (side, RowGroup.ALTERNATIVE)[: 1 + alternative]]
+    return [Asked(RowGroup.ALTERNATIVE if alternative else side, "hidden", objective.at_label)]
 
 
 class Teacher(Protocol):
