@@ -17,7 +17,8 @@ from ..objectives import (
     RETAIN_OBJECTIVES,
     Objective,
 )
-from ..teacher.teachers import Teacher, asked_of
+from ..teacher.questions import questions_of
+from ..teacher.teachers import Teacher
 from ..weights.callback import LanguageWeightCallback
 from .losses import Side, SideLoss, counted_group, side_loss
 
@@ -102,7 +103,7 @@ class StepLoss:
 
     def _side(self, group, objective, batch, layout, counts, weights) -> Side:
         of_group = counts[list(RowGroup).index(counted_group(group, objective))]
-        questions = asked_of(group, objective, self.layer)
+        questions = questions_of(group, objective, self.layer)
         # Decided by the whole step, so that all processes agree whether a sharded teacher runs; to look at the count
         # where nobody asks would stall a GPU.
         is_taught = bool(questions) and bool(of_group[list(COUNTERS).index("tokens")] > 0)

@@ -17,7 +17,8 @@ from ..head.chunked import LayerSegment, Segment
 from ..head.packing import Layout
 from ..objectives import IGNORED, Objective, RowStatistics
 from ..objectives.statistics import TokenStatistics
-from ..teacher.teachers import Asked, Teacher
+from ..teacher.questions import HiddenStates, Prediction, Question
+from ..teacher.teachers import Teacher
 
 # What statistics the vocabulary head makes; the others among an objective's needs are put in here.
 FROM_HEAD = {"nll", "kl", "teacher_nll", "reduced", "log_prob_moments"}
@@ -55,7 +56,7 @@ class Side:
     language_weights: Sequence[float]
     distill_weights: Sequence[float] | None
     teacher: Teacher | None
-    questions: Sequence[Asked]
+    questions: Sequence[Question]
     temperature: float
     layer: int
     control: torch.Tensor
@@ -65,12 +66,11 @@ class Side:
         """[n] where the student's states at ``tokens`` lie, or those in other ``columns`` of the same rows."""
         return self.layout.positions(tokens.rows[tokens.row_of], tokens.columns if columns is None else columns)
 
-    def ask_teacher(self, asked: Asked, tokens: GroupTokens) -> torch.Tensor:
-        """The teacher's answer at ``tokens``, those of the group that is asked about."""
-        if self.teacher is not None:
-            return self.teacher.states(asked, self.batch, tokens)
-        shape = {"hidden": (0, 1), "nll": (0,), "prediction": (0, 4)}[asked.kind]
-        return torch.zeros(shape, device=tokens.rows.device)  # of no token
+    def ask_teacher(self, question: Question, tokens: GroupTokens) -> torch.Tensor:
+        """The teacher's answers at ``tokens``, which are ``question.tokens(batch)``."""
+        if self.teacher is None:
+            return question.at_no_token(tokens.rows.device)
+        return self.teacher.ask(question, self.batch, tokens)
 
     def sum_terms(self, statistics: TokenStatistics, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss and its terms of some tokens, [n] language weights given; what :class:`Segment` calls a loss.
@@ -166,9 +166,9 @@ class TokenLoss(SideLoss):
             temperature=side.temperature,
             reduction=side.objective.reduction,
         )
-        for asked in side.questions:
-            if asked.kind == "hidden":
-                self.segment.teacher_hidden = self._teacher_hidden(asked)
+        for question in side.questions:
+            if isinstance(question, HiddenStates):
+                self.segment.teacher_hidden = self._teacher_hidden(question)
                 self.segment.teacher_head = side.teacher.head if side.teacher is not None else None
         self.is_of_own = _trained_group(side) == side.group and not side.objective.in_place
         self.own = self.segment if self.is_of_own else _figures_segment(side, self.tokens)
@@ -194,20 +194,20 @@ class TokenLoss(SideLoss):
     def _teacher_extras(self) -> dict[str, torch.Tensor]:
         """Fields of the statistics that the teacher gives, or the weight that it has, [n] each."""
         side, extras = self.side, {}
-        if "counterpart" in side.objective.needs:
-            like = group_tokens(side.batch, RowGroup.COUNTERPART)
-            predicted = side.ask_teacher(side.questions[0], like)[self.trained.aligned(like)]
-            extras["unknown_nll"], extras["unknown_hit"] = predicted[:, 0], predicted[:, 1] > 0.5
-            extras["unknown_mean"], extras["unknown_std"] = predicted[:, 2], predicted[:, 3]
+        for question in side.questions:
+            if isinstance(question, Prediction):
+                like = question.tokens(side.batch)
+                predicted = question.read(side.ask_teacher(question, like)[self.trained.aligned(like)])
+                extras |= {f"unknown_{name}": values for name, values in vars(predicted).items()}
         if "distill_weight" in side.objective.needs and side.distill_weights is not None:
             extras["distill_weight"] = _per_language(side.distill_weights, self.trained.languages)
         return extras
 
-    def _teacher_hidden(self, asked: Asked) -> torch.Tensor:
+    def _teacher_hidden(self, question: HiddenStates) -> torch.Tensor:
         """[n, d] the teacher's final states; all zeros where a token has no label."""
         if not isinstance(self.trained, LabelTokens):
-            return self.side.ask_teacher(asked, self.trained)
-        taught = self.side.ask_teacher(asked, group_tokens(self.side.batch, asked.group, at_label=True))
+            return self.side.ask_teacher(question, self.trained)
+        taught = self.side.ask_teacher(question, question.tokens(self.side.batch))
         # Where there is no label the teacher has no weight: any states will do.
         states = taught.new_zeros(len(self.trained.targets), taught.shape[-1])
         return states.index_put_((self.trained.has_label.nonzero()[:, 0],), taught) if len(taught) else states
@@ -226,8 +226,8 @@ class RowLoss(SideLoss):
         if "alternative" in side.objective.needs:
             self.groups.append(group_tokens(side.batch, RowGroup.ALTERNATIVE))
         self.teacher_sums = [
-            tokens.row_sums(side.ask_teacher(asked, tokens))
-            for asked, tokens in zip(side.questions, self.groups, strict=bool(side.questions))
+            tokens.row_sums(side.ask_teacher(question, tokens))
+            for question, tokens in zip(side.questions, self.groups, strict=bool(side.questions))
         ]
         self.weights = _per_language(side.language_weights, self.tokens.row_languages)
         positions = torch.cat([side.positions(tokens) for tokens in self.groups])
@@ -283,8 +283,8 @@ class StateLoss(SideLoss):
         at_label = group_tokens(side.batch, side.group, at_label=True)
         self.weights = _per_language(side.language_weights, at_label.languages)
         self.extras = _token_extras(side, at_label)
-        for asked in side.questions:
-            taught = side.ask_teacher(asked, at_label)
+        for question in side.questions:
+            taught = side.ask_teacher(question, at_label)
             self.extras["teacher_hidden"] = taught if taught.dtype == torch.float64 else taught.float()
         needs_control = "control" in side.objective.needs
         self.control = side.control.to(self.weights.device) if needs_control else None

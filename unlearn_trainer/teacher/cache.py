@@ -1,7 +1,6 @@
 """The frozen teacher run once over the training rows: afterwards its answers are read from files."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -21,13 +20,14 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..console import say
-from ..data.batch import GroupTokens, RowGroup, group_tokens
+from ..data.batch import GroupTokens, RowGroup
 from ..data.collator import IGNORE_INDEX, TrainingRows
 from ..engine.fingerprint import fingerprint
 from ..errors import ConfigError
 from ..files import digest_file, write_whole
 from ..head.projection import VocabularyHead
-from .teachers import Asked, ResidentTeacher
+from .questions import Question
+from .teachers import ResidentTeacher
 
 # Above this an automatic choice keeps the teacher in memory: the disk may not be the user's to fill.
 MAX_AUTOMATIC_BYTES = 4 * 2**30
@@ -51,13 +51,13 @@ class CachedTeacher:
     def __init__(
         self,
         head: VocabularyHead,
-        answers: Mapping[Asked, tuple[torch.Tensor, torch.Tensor]],
+        answers: Mapping[Question, tuple[torch.Tensor, torch.Tensor]],
         signature: list[float],
     ):
         self.head, self.answers, self.signature = head, answers, signature
 
-    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
-        answers, starts = self.answers[asked]
+    def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        answers, starts = self.answers[question]
         device = tokens.rows.device
         first = starts[batch["row"][tokens.rows[tokens.row_of]].cpu()]
         return answers[first + tokens.places.cpu()].to(device)
@@ -83,26 +83,24 @@ class TeacherCache:
         self,
         folder: Path,
         rows: TrainingRows,
-        questions: Sequence[Asked],
+        questions: Sequence[Question],
         trained: Mapping[RowGroup, list[int]],
         hidden_size: int,
         head_size: int,
     ):
         self.folder, self.rows, self.questions, self.trained = folder, rows, questions, trained
         self.names: list[str] = []
-        self.starts: dict[Asked, torch.Tensor] = {}
-        self.sizes: dict[Asked, tuple[int, ...]] = {}
-        for asked in questions:
-            labels = rows.labels(asked.group)
+        self.starts: dict[Question, torch.Tensor] = {}
+        self.sizes: dict[Question, tuple[int, ...]] = {}
+        for question in questions:
+            labels = rows.labels(question.group)
             counts = np.zeros(len(labels), dtype=np.int64)
-            for row in trained[asked.group]:
+            for row in trained[question.group]:
                 counts[row] = sum(label != IGNORE_INDEX for label in labels[row][1:])
-                if asked.at_label and counts[row]:
+                if question.at_label and counts[row]:
                     counts[row] += labels[row][0] != IGNORE_INDEX
-            self.starts[asked] = torch.from_numpy(np.cumsum(counts) - counts)
-            size = head_size if asked.layer is None else hidden_size
-            width = {"hidden": (size,), "nll": (), "prediction": (4,)}[asked.kind]
-            self.sizes[asked] = (int(counts.sum()), *width)
+            self.starts[question] = torch.from_numpy(np.cumsum(counts) - counts)
+            self.sizes[question] = (int(counts.sum()), *question.width(hidden_size, head_size))
 
     @property
     def is_small(self) -> bool:
@@ -156,11 +154,11 @@ class TeacherCache:
         if teacher.is_copy:
             teacher.head.let_go_of_the_model()
         answers = {}
-        for asked, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
-            size = self.sizes[asked]
+        for question, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
+            size = self.sizes[question]
             path = str(self.folder / name)
             found = torch.from_file(path, shared=False, size=math.prod(size), dtype=getattr(torch, dtype))
-            answers[asked] = found.view(size), self.starts[asked]
+            answers[question] = found.view(size), self.starts[question]
         return CachedTeacher(teacher.head, answers, described["signature"])
 
     def remove(self) -> None:
@@ -180,7 +178,7 @@ class TeacherCache:
 
     def _key(self, model, precision):
         """Names all that decides the content: the teacher, the rows with their tokens, which of them, and by what."""
-        asked = [dataclasses.astuple(each) for each in self.questions]
+        asked = [question.key for question in self.questions]
         versions = [FORMAT, torch.__version__, transformers.__version__]
         content = [self.rows.digests(), self.trained, asked, precision, fingerprint(model), versions]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
@@ -193,9 +191,9 @@ class TeacherCache:
             described = json.loads(about.read_text(encoding="utf-8"))
             if described.pop("digest") != _digest(described):
                 return f"{about} is damaged"
-            for asked, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
+            for question, name, dtype in zip(self.questions, self.names[1:], described["dtypes"], strict=True):
                 path, written = self.folder / name, described["files"][name]
-                expected = math.prod(self.sizes[asked]) * getattr(torch, dtype).itemsize
+                expected = math.prod(self.sizes[question]) * getattr(torch, dtype).itemsize
                 if not path.is_file():
                     return f"{path} is missing"
                 if not written["bytes"] == expected == path.stat().st_size:
@@ -212,37 +210,40 @@ class TeacherCache:
         hosts = gather_object([socket.gethostname()])
         mine = [rank for rank, host in enumerate(hosts) if host == hosts[state.process_index]]
         work = []
-        for asked in self.questions:
-            is_forget = asked.group.split is RowGroup.FORGET
-            pairs = [(is_forget, row) for row in self.trained[asked.group]]
+        for question in self.questions:
+            is_forget = question.group.split is RowGroup.FORGET
+            pairs = [(is_forget, row) for row in self.trained[question.group]]
             pairs.sort(key=lambda pair: -len(self.rows[pair]["input_ids"]))
-            work += [(asked, pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
+            work += [(question, pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
         rounds = -(-len(work) // min(hosts.count(host) for host in hosts))
         self.folder.mkdir(parents=True, exist_ok=True)
         if state.process_index == mine[0]:
-            for asked in self.questions:  # a killed run's may be longer
-                self._unfinished(asked).unlink(missing_ok=True)
+            for question in self.questions:  # a killed run's may be longer
+                self._unfinished(question).unlink(missing_ok=True)
         state.wait_for_everyone()
-        files: dict[Asked, torch.Tensor] = {}
-        dtypes: dict[Asked, str] = {}
+        files: dict[Question, torch.Tensor] = {}
+        dtypes: dict[Question, str] = {}
         bar = tqdm(total=rounds, desc="teacher", disable=not (show_progress and state.is_main_process), leave=False)
         for index in range(rounds):
             number = index * len(mine) + mine.index(state.process_index)
-            asked, pairs = work[number] if number < len(work) else (work[0][0], work[0][1][-1:])
+            question, pairs = work[number] if number < len(work) else (work[0][0], work[0][1][-1:])
             batch = collate([self.rows[pair] for pair in pairs])
-            tokens = group_tokens(batch, asked.group, asked.at_label)
-            found = teacher.states(asked, batch, tokens).cpu()
-            if asked not in files:
+            tokens = question.tokens(batch)
+            found = teacher.ask(question, batch, tokens).cpu()
+            if question not in files:
                 self._check_room(found.element_size())
-                files[asked] = torch.from_file(
-                    str(self._unfinished(asked)), shared=True, size=math.prod(self.sizes[asked]), dtype=found.dtype
-                ).view(self.sizes[asked])
-            dtypes[asked] = str(found.dtype).removeprefix("torch.")
+                files[question] = torch.from_file(
+                    str(self._unfinished(question)),
+                    shared=True,
+                    size=math.prod(self.sizes[question]),
+                    dtype=found.dtype,
+                ).view(self.sizes[question])
+            dtypes[question] = str(found.dtype).removeprefix("torch.")
             if number < len(work):
-                starts, begin = self.starts[asked], 0
+                starts, begin = self.starts[question], 0
                 for (_, row), count in zip(pairs, tokens.per_row.tolist(), strict=True):
                     start = int(starts[row])
-                    files[asked][start : start + count] = found[begin : begin + count]
+                    files[question][start : start + count] = found[begin : begin + count]
                     begin += count
             bar.update()
         bar.close()
@@ -253,17 +254,17 @@ class TeacherCache:
         if state.process_index == mine[0]:
             about.unlink(missing_ok=True)
             written = {}
-            for asked, name in zip(self.questions, self.names[1:], strict=True):
+            for question, name in zip(self.questions, self.names[1:], strict=True):
                 path = self.folder / name
-                os.replace(self._unfinished(asked), path)
+                os.replace(self._unfinished(question), path)
                 written[name] = {"bytes": path.stat().st_size, "sha256": digest_file(path)}
-            described = {"dtypes": [dtypes[asked] for asked in self.questions], "signature": signature}
+            described = {"dtypes": [dtypes[question] for question in self.questions], "signature": signature}
             described["files"] = written
             write_whole(about, json.dumps(described | {"digest": _digest(described)}))
         state.wait_for_everyone()
 
-    def _unfinished(self, asked):
-        return self.folder / f"{self.names[1 + self.questions.index(asked)]}.unfinished"
+    def _unfinished(self, question):
+        return self.folder / f"{self.names[1 + self.questions.index(question)]}.unfinished"
 
     def _check_room(self, itemsize):
         needed = self._bytes(itemsize)

@@ -8,19 +8,20 @@ from ..data.batch import GroupTokens, RowGroup
 from ..engine.engines import is_sharded
 from ..errors import ConfigError
 from .cache import CachedTeacher, TeacherCache
-from .teachers import Asked, ResidentTeacher, asked_of
+from .questions import HiddenStates, Question, questions_of
+from .teachers import ResidentTeacher
 
 
 class KeepsTeacher:
     """The part of ``UnlearnTrainer`` that tells teachers apart and caches their answers."""
 
-    def _questions(self) -> list[Asked]:
+    def _questions(self) -> list[Question]:
         """All that the objectives ask the teacher."""
         return [
-            asked
+            question
             for side, objective in self.objectives.items()
             if objective is not None
-            for asked in asked_of(side, objective, self.layer)
+            for question in questions_of(side, objective, self.layer)
         ]
 
     def _teacher_signature(self) -> list[float] | None:
@@ -36,7 +37,7 @@ class KeepsTeacher:
         first_row = torch.zeros_like(last)
         token = GroupTokens(first_row, first_row, last, first_row, first_row)
         with self.accelerator.autocast():
-            return self.teacher.states(Asked(side, "hidden"), batch, token)[0, :8].tolist()
+            return self.teacher.ask(HiddenStates(side), batch, token)[0, :8].tolist()
 
     def cache_teacher(self, steps: int) -> None:
         """Replace a resident teacher by its hidden states in a file, where that is asked for or saves time.
@@ -57,7 +58,7 @@ class KeepsTeacher:
                 raise ConfigError("--teacher cached saves nothing where the engine shards it; choose resident")
             return
         questions = self._questions()
-        sides = {asked.group: asked.group.split for asked in questions}
+        sides = {question.group: question.group.split for question in questions}
         trained = {
             group: sorted(row for item in self._items[side] for row in item.values()) for group, side in sides.items()
         }

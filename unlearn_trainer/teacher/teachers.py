@@ -2,9 +2,8 @@
 
 import contextlib
 import copy
-import dataclasses
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -15,51 +14,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..config.arguments import ModelArguments
 from ..config.unlearn_config import UnlearnConfig
-from ..data.batch import GroupTokens, RowGroup
+from ..data.batch import GroupTokens
 from ..engine.engines import gathered, held_part, prepare_frozen
 from ..errors import ConfigError
-from ..head.chunked import Segment, Segments, attach_head, without_head
+from ..head.chunked import attach_head, without_head
 from ..head.packing import lay_out
 from ..head.projection import VocabularyHead
 from ..model.loading import check_same_vocabulary
 from ..objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
-
-
-@dataclasses.dataclass(frozen=True)
-class Asked:
-    """What an objective asks the teacher at the labelled tokens of a group of rows.
-
-    Args:
-        group: of rows.
-        kind: ``hidden``, states [n, d]; ``nll``, -log p of each token [n]; or ``prediction``, that, whether the token
-            is the likeliest (1 or 0), and mean and standard deviation of log p under p, [n, 4].
-        at_label: the states are those of the positions that carry the labels, not of those that predict them.
-        layer: of the states, an index into ``hidden_states``; ``None`` for the final ones, which the vocabulary head
-            gets.
-    """
-
-    group: RowGroup
-    kind: Literal["hidden", "nll", "prediction"]
-    at_label: bool = False
-    layer: int | None = None
-
-
-def asked_of(side: RowGroup, objective: Objective, layer: int) -> list[Asked]:
-    """What ``objective`` on the rows of ``side`` asks the teacher; one question a group of rows.
-
-    Args:
-        layer: that of objectives which look inside the model.
-    """
-    if not objective.needs_teacher:
-        return []
-    if "counterpart" in objective.needs:
-        return [Asked(RowGroup.COUNTERPART, "prediction")]
-    if "teacher_hidden" in objective.needs:
-        return [Asked(side, "hidden", at_label=True, layer=layer)]
-    alternative = "alternative" in objective.needs
-    if objective.unit == "row":
-        return [Asked(group, "nll") for group in (side, RowGroup.ALTERNATIVE)[: 1 + alternative]]
-    return [Asked(RowGroup.ALTERNATIVE if alternative else side, "hidden", objective.at_label)]
+from .questions import Question
 
 
 class Teacher(Protocol):
@@ -67,8 +30,8 @@ class Teacher(Protocol):
 
     head: VocabularyHead
 
-    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
-        """The answer [n, d] or [n] at ``tokens``, those of the group that is asked about."""
+    def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        """The answers [n, ...] at ``tokens``, which are ``question.tokens(batch)``."""
         ...
 
     def gathered_head(self) -> contextlib.AbstractContextManager:
@@ -188,8 +151,8 @@ class ResidentTeacher:
         self.wrapped = prepare_frozen(self.model, accelerator)
 
     @torch.no_grad()
-    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
-        return _states(self.wrapped, asked, batch, tokens)
+    def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+        return _answers(self.wrapped, question, batch, tokens)
 
     @contextlib.contextmanager
     def gathered_head(self):
@@ -210,11 +173,11 @@ class AdapterTeacher:
         self.head: VocabularyHead = attach_head(model.get_base_model())
 
     @torch.no_grad()
-    def states(self, asked: Asked, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
+    def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
         training = self.model.training
         self.model.eval()
         with self.model.disable_adapter():
-            found = _states(self.model, asked, batch, tokens)
+            found = _answers(self.model, question, batch, tokens)
         self.model.train(training)
         return found
 
@@ -224,19 +187,8 @@ class AdapterTeacher:
         yield
 
 
-def _states(model, asked, batch, tokens):
+def _answers(model, question, batch, tokens):
     # A rank without rows of its own takes part in the forward all the same, or a sharded teacher would wait for it.
     rows = tokens.rows if len(tokens.rows) else torch.zeros(1, dtype=torch.long, device=tokens.rows.device)
     layout = lay_out(model, batch["input_ids"][rows], batch["attention_mask"][rows])
-    positions = layout.positions(tokens.row_of, tokens.columns)
-    if asked.kind == "hidden":
-        return model(**layout.inputs, positions=positions, layer=asked.layer)["hidden"]
-    predicts = asked.kind == "prediction"
-    segment = Segment(positions, tokens.targets, frozenset({"nll", *(["log_prob_moments"] if predicts else [])}))
-    model(**layout.inputs, segments=Segments(segment))
-    found = segment.statistics
-    if found.nll is None:
-        return torch.zeros((0, 4) if predicts else 0, device=positions.device)
-    if not predicts:
-        return found.nll
-    return torch.stack([found.nll, found.hit.to(found.nll.dtype), found.log_prob_mean, found.log_prob_std], 1)
+    return question.compute(model, layout.inputs, layout.positions(tokens.row_of, tokens.columns), tokens.targets)
