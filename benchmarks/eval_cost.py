@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn_trainer.data import Cloze, Item, load_splits, tokenize_splits
 from unlearn_trainer.evaluation.evaluator import SCORED_TO_THE_END, MultilingualEvaluator
-from unlearn_trainer.head.chunked import attach_head
+from unlearn_trainer.head.attached import attach_head
 
 BMLAMA_LANGUAGES = ["en", "fr", "es", "pt", "ar", "vi", "ca", "hi", "bn"]
 VARIANTS = ("ma_generate", "ma_ours", "pa_loop", "pa_ours")

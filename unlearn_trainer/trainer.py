@@ -23,7 +23,7 @@ from .engine.engines import check_engine, check_not_measured_yet
 from .engine.fingerprint import fingerprint
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator
-from .head.chunked import attach_head
+from .head.attached import attach_head
 from .head.packing import lay_out
 from .model.layers import check_trained
 from .model.loading import check_adapter, check_given

@@ -19,7 +19,7 @@ from unlearn_trainer.data.items import parse_line
 from unlearn_trainer.evaluation import module_path
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from unlearn_trainer.evaluation.prefix_tree import PrefixTree, split_by_size
-from unlearn_trainer.head.chunked import attach_head
+from unlearn_trainer.head.attached import attach_head
 
 # Llama normalises in float32 whatever its weights are, so that padding moves the last digits; a figure near 0, such as
 # a Min-K++, is a difference of numbers about 1.

@@ -21,7 +21,7 @@ from unlearn_trainer.evaluation.generation import (
     question_rows,
 )
 from unlearn_trainer.evaluation.rouge import rouge_l_recall
-from unlearn_trainer.head.chunked import attach_head
+from unlearn_trainer.head.attached import attach_head
 
 CPU = torch.device("cpu")
 MORE = {

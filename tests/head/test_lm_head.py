@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.head import chunked as lm_head
-from unlearn_trainer.head.chunked import Segment, Segments, attach_head
+from unlearn_trainer.head.attached import attach_head
+from unlearn_trainer.head.chunked import Segment, Segments
 
 
 def batch(rows=4, length=11, seed=3):

@@ -6,7 +6,7 @@ from helpers.tiny import CONFIGS, VOCABULARY, tiny_model, tiny_multimodal, tiny_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unlearn_trainer.head.chunked import attach_head
+from unlearn_trainer.head.attached import attach_head
 from unlearn_trainer.head.packing import first_fit, goes_by_mask, lay_out
 
 # ALiBi and recurrent layers follow the order of the input whatever mask they are given.

@@ -16,7 +16,8 @@ from unlearn_trainer.data.row_checks import learned_positions
 from unlearn_trainer.evaluation.decoding import way_to_continue
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator
 from unlearn_trainer.evaluation.generation import greedy_continuations
-from unlearn_trainer.head.chunked import Segment, Segments, attach_head
+from unlearn_trainer.head.attached import attach_head
+from unlearn_trainer.head.chunked import Segment, Segments
 from unlearn_trainer.head.packing import lay_out
 from unlearn_trainer.model.loading import apply_peft, load_model
 from unlearn_trainer.model.trials import rounding_of

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.evaluation.evaluator import MultilingualEvaluator, row_figures
-from unlearn_trainer.head.chunked import Segment, Segments, attach_head
+from unlearn_trainer.head.attached import attach_head
+from unlearn_trainer.head.chunked import Segment, Segments
 from unlearn_trainer.trainer import UnlearnTrainer
 
 GOLDEN = Path(os.environ.get("UNLEARN_GOLDEN", Path(__file__).resolve().parents[3] / "shared" / "golden"))

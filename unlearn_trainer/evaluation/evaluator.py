@@ -18,7 +18,8 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..head.chunked import Segment, Segments, attach_head
+from ..head.attached import attach_head
+from ..head.chunked import Segment, Segments
 from ..head.packing import goes_by_mask, mask_for
 from ..objectives.statistics import TokenStatistics
 from . import metrics

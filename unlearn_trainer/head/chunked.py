@@ -11,15 +11,11 @@ the products runs over tiles, a few tokens of the chunk that stay in the cache, 
 the logits were.
 """
 
-import contextlib
 import dataclasses
-import functools
 import math
-import types
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import nn
 
 from ..objectives.statistics import TokenStatistics
 from .projection import VocabularyHead
@@ -115,62 +111,6 @@ class Segments:
 
     def __iter__(self):
         return iter(self.segments)
-
-
-def attach_head(model: nn.Module) -> VocabularyHead:
-    """Give ``model.forward`` the keyword ``segments`` and return the model's :class:`VocabularyHead`.
-
-    With ``segments``, a :class:`Segments`, the forward fills them in and returns ``{"loss": ...}``, a scalar;
-    with ``positions`` it returns ``{"hidden": ...}`` [n, d], the final hidden states there, or those of ``layer``.
-    Without them it is the model's own forward. Everything runs inside the wrapped forward, so DDP, ZeRO and FSDP
-    gather and reduce through their own hooks. Attaching twice returns the first head.
-    """
-    if hasattr(model, "_vocabulary_head"):
-        return model._vocabulary_head
-    head = VocabularyHead(model)
-    own_forward = type(model).forward
-
-    @functools.wraps(own_forward)
-    def forward(self, *args, segments=None, positions=None, layer=None, **kwargs):
-        if segments is None and positions is None:
-            return own_forward(self, *args, **kwargs)
-        body = functools.partial(own_forward, self)
-        head.measure(self, body)
-        of_layers = segments.of_layers if segments is not None else ()
-        hidden, layers = head.final_hidden(body, args, kwargs, with_layers=bool(of_layers) or layer is not None)
-        if positions is not None:
-            return {"hidden": (hidden if layer is None else layers[layer].flatten(0, -2))[positions]}
-        # Called as a module, so that ZeRO-3 gathers the weights for exactly this call.
-        loss = head.module(hidden, segments)
-        for each in of_layers:
-            loss = loss + each.fill(layers[each.layer])
-        return {"loss": loss}
-
-    def project_or_segments(self, hidden, segments=None):
-        if segments is None:
-            return head.projection_forward(hidden)
-        return fill_segments(hidden, head, segments)
-
-    model.forward = types.MethodType(forward, model)
-    head.module.forward = types.MethodType(project_or_segments, head.module)
-    object.__setattr__(model, "_vocabulary_head", head)
-    return head
-
-
-@contextlib.contextmanager
-def without_head(model: nn.Module):
-    """Within the context ``model`` is as it was before :func:`attach_head`, and can be copied."""
-    head = vars(model).pop("_vocabulary_head", None)
-    if head is None:
-        yield
-        return
-    kept = [(module, vars(module).pop("forward")) for module in (model, head.module)]
-    try:
-        yield
-    finally:
-        for module, forward in kept:
-            module.forward = forward
-        object.__setattr__(model, "_vocabulary_head", head)
 
 
 def fill_segments(hidden: torch.Tensor, head: VocabularyHead, segments: Segments) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..model.trials import base_of, rounding_of, sample_ids, thresholds
+from .attached import attached_to
 
 
 class Layout:
@@ -110,10 +111,10 @@ def goes_by_mask(model: nn.Module, length: int) -> bool:
         model: with an attached vocabulary head; call it on every process.
         length: of the longest row; layers with a shorter sliding window take no mask from outside.
     """
-    unwrapped = _unwrapped(model)
-    if not hasattr(unwrapped, "_goes_by_mask"):
-        unwrapped._goes_by_mask = _tried(model)
-    return unwrapped._goes_by_mask and all(length <= each for each in thresholds(model))
+    attached = attached_to(model)
+    if attached.goes_by_mask is None:
+        attached.goes_by_mask = _tried(model)
+    return attached.goes_by_mask and all(length <= each for each in thresholds(model))
 
 
 def _tried(model):

@@ -17,7 +17,7 @@ from ..config.unlearn_config import UnlearnConfig
 from ..data.batch import GroupTokens
 from ..engine.engines import gathered, held_part, prepare_frozen
 from ..errors import ConfigError
-from ..head.chunked import attach_head, without_head
+from ..head.attached import attach_head, without_head
 from ..head.packing import lay_out
 from ..head.projection import VocabularyHead
 from ..model.loading import check_same_vocabulary
@@ -128,7 +128,7 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
         raise ConfigError(
             "under ZeRO-3 the teacher cannot be copied from the student; pass teacher= to UnlearnTrainer"
         )
-    with without_head(model.get_base_model() if hasattr(model, "get_base_model") else model):
+    with without_head(model):
         return copy.deepcopy(model)
 
 

@@ -11,7 +11,7 @@ from transformers.trainer_utils import PredictionOutput, speed_metrics
 from ..engine.engines import ready_to_measure
 from ..errors import ConfigError
 from ..evaluation.evaluator import flatten_figures
-from ..head.chunked import attach_head
+from ..head.attached import attach_head
 from .callbacks import check_best_metric
 
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own

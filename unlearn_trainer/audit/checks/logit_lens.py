@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from ...evaluation import metrics
+from ...head.attached import head_of
 from ...head.chunked import Segment, Segments
 from ..results import Matrix, Name, Result, Variant
 from ..subject import Subject
@@ -71,8 +72,7 @@ def _read(model, blocks, batch, row, column, targets):
         if len(inputs[0]) != len(blocks) * rows * length:
             raise NoResidualStream(f"{type(model).__name__} does not make its logits from its last block's output")
 
-    inner = getattr(model, "module", model)
-    handle = inner._vocabulary_head.module.register_forward_pre_hook(check)
+    handle = head_of(model).module.register_forward_pre_hook(check)
     try:
         with on_outputs(blocks, collect):
             model(**batch, segments=Segments(segment))
