@@ -220,7 +220,7 @@ state.destroy_process_group()
 
 @pytest.mark.slow
 def test_several_processes_get_the_same_and_all_of_it(tmp_path):
-    paths = [*map(str, Path(__file__).resolve().parents[1:3])]
+    paths = [*map(str, [Path(__file__).parent, *Path(__file__).resolve().parents[1:3]])]
     (tmp_path / "worker.py").write_text(WORKER.format(paths=paths, folder=tmp_path))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     subprocess.run([*command, tmp_path / "worker.py"], check=True, capture_output=True, timeout=300)

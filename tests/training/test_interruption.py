@@ -321,8 +321,8 @@ def test_a_kill_while_a_cache_is_written_or_read_leaves_the_next_start_right(mom
         "        return call(*args, **kwargs)\n"
         "    setattr(owner, name, counted)\n"
         "moment = sys.argv[1]\n"
-        "if moment == 'teacher': kill_at(teachers.ResidentTeacher, 'states', 2)\n"
-        "if moment == 'read': kill_at(cache.CachedTeacher, 'states', 2)\n"
+        "if moment == 'teacher': kill_at(teachers.ResidentTeacher, 'ask', 2)\n"
+        "if moment == 'read': kill_at(cache.CachedTeacher, 'ask', 2)\n"
         "if moment == 'rows': kill_at(datasets.arrow_writer.ArrowWriter, 'finalize', 2)\n"
         "run_unlearn.main(sys.argv[2:])"
     )
