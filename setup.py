@@ -40,7 +40,13 @@ setup(
     py_modules=["run_unlearn"],
     # The evaluate modules are files that evaluate.load copies, not a package to import.
     package_data={
-        "unlearn_trainer": ["py.typed", "config/presets/*.json", "data/*.json", "evaluation/modules/*/*.py"]
+        "unlearn_trainer": [
+            "py.typed",
+            "config/presets/*.json",
+            "data/*.json",
+            "evaluation/modules/*/*.py",
+            "audit/report/templates/*",
+        ]
     },
     entry_points={"console_scripts": ["unlearn-trainer=unlearn_trainer.__main__:main"]},
     install_requires=[
@@ -59,6 +65,7 @@ setup(
         "scipy>=1.15",
         "langcodes>=3.4",
         "language_data>=1.2",
+        "jinja2>=3.1",
         "xxhash",
     ],
     extras_require={

@@ -12,7 +12,7 @@ import pytest
 from helpers.material import write_material
 
 import run_unlearn
-from unlearn_trainer.audit.report.document import Paragraph
+from unlearn_trainer.audit.report.document import Heading, Paragraph, html_of, markdown_of
 from unlearn_trainer.audit.report.pictures import heat_map
 from unlearn_trainer.console import run_command
 from unlearn_trainer.data import load_splits, read_jsonl
@@ -139,10 +139,11 @@ def test_odd_names_of_files_are_neutralised(tmp_path):
 def test_pages_and_pictures_hold_no_marks_that_turn_the_text_around(mark):
     name = f"s{mark}w"
     picture = heat_map([name], [name], [[0.5]], "rows", "columns", name)
-    for shown in (Paragraph(name).html(), Paragraph(name).markdown(), picture):
+    blocks = [Heading(2, "part"), Paragraph(name)]
+    for shown in (html_of(blocks, name), markdown_of(blocks), picture):
         assert mark not in shown and "s" in shown
     joined = "\u0646\u200c\u0645 \u0915\u094d\u200d\u0937"  # joiners are letters' own
-    assert joined in Paragraph(joined).html()
+    assert joined in html_of([Paragraph(joined)], joined)
 
 
 TEXT = "Zanzibar was never the capital of Atlantis"

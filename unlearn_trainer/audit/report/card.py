@@ -10,9 +10,23 @@ from typing import Any
 
 from ...files import write_whole
 from ..results import Estimate
-from .document import Bullets, Cell, Drawing, Figure, Folded, Group, Heading, Paragraph, Table, html_of, markdown_of
+from .document import (
+    Bullets,
+    Drawing,
+    Figure,
+    Folded,
+    Group,
+    Heading,
+    Language,
+    Paragraph,
+    Reasons,
+    Table,
+    Verdict,
+    html_of,
+    markdown_of,
+)
 from .entries import MEANINGS, UNMEASURED, Entry, entries_of, interval, number, short, words, worst
-from .pictures import Mark, escape, finite, heat_map, strip
+from .pictures import Mark, finite, heat_map, strip
 
 # A sign and a word for each, so that none rests on its colour.
 SIGNS = {"leaks": "✗", "over-unlearned": "↓", "undecided": "?", "forgotten": "✓"}
@@ -161,30 +175,21 @@ def _verdicts(languages: Mapping[str, Any], entries: Entries) -> Blocks:
         most = worst(entries[code])
         said = str(most or UNMEASURED)
         held_out = " (held out)" if about.get("held_out") else ""
-        name = f'<span class="name">{escape(code)}</span>'
-        name = f'<a href="#language-{index}">{name}</a>' if placed else name
-        row = [Cell(code + held_out, f'{name}<span class="small">{held_out}</span>'), _verdict(about["verdict"])]
+        link = f"language-{index}" if placed else ""
+        row = [Language(code, held_out, link=link), _verdict(about["verdict"])]
         if placed:
             row.append(_dot(most, entries[code], f"{code}: {said}"))
-        rows.append([*row, said, _reasons(about.get("reasons") or [UNMEASURED])])
+        reasons = about.get("reasons") or [UNMEASURED]
+        rows.append([*row, said, Reasons(reasons[:SHOWN_REASONS], reasons[SHOWN_REASONS:])])
     place = ["never seen (0) to before (1)"] if placed else []
     yield Table(["language", "verdict", *place, "most knowledge", "reasons"], rows, kind="cards")
 
 
-def _dot(most: Entry | None, entries: Sequence[Entry], title: str) -> str | Cell:
+def _dot(most: Entry | None, entries: Sequence[Entry], title: str) -> str | Drawing:
     if most is None or most.place is None:
         return UNMEASURED
     others = [entry.place for entry in entries if entry.judged and entry.place is not None]
-    return Cell(number(most.place), strip([_mark(most, others=others)], title, 200, labelled=False))
-
-
-def _reasons(reasons: Sequence[str]) -> Cell:
-    """The first ones; the others are folded, and left out of Markdown, which has their figures further down."""
-    first, others = reasons[:SHOWN_REASONS], reasons[SHOWN_REASONS:]
-    more = f"and {len(others)} more"
-    lines = ["".join(f"<div>{escape(reason)}</div>" for reason in each) for each in (first, others)]
-    folded = f"<details><summary>{more}</summary>{lines[1]}</details>" if others else ""
-    return Cell("; ".join([*first, more] if others else first), lines[0] + folded)
+    return _drawn(strip([_mark(most, others=others)], title, 200, labelled=False), number(most.place))
 
 
 def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
@@ -220,11 +225,11 @@ def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
                 marks.append(Mark(line, None, hollow=not judged))
         picture = strip(marks, f"{code}: every figure between never seen and before")
         opened = index < OPEN_LANGUAGES
-        cards.append(Folded(_summary(code, about), [Drawing(picture)], opened, f"language-{index}"))
+        cards.append(Folded(_summary(code, about), [_drawn(picture)], opened, f"language-{index}"))
         rows.append((code, *places))
     yield Group(cards, "grid", in_markdown=False)
     head = ("language", *(line if judged else f"{line} (not judged)" for judged, line in ordered))
-    yield Folded(_plain(f"All places as numbers: {ENDS}"), [Table(head, rows, range(1, len(head)), "short")])
+    yield Folded(f"All places as numbers: {ENDS}", [Table(head, rows, range(1, len(head)), "short")])
 
 
 def _matrices(attacks: Mapping[str, Any]) -> Blocks:
@@ -248,7 +253,7 @@ def _matrices(attacks: Mapping[str, Any]) -> Blocks:
             picture = heat_map(rows, columns, values, *titles, title, min([0.0, *known]), max([1.0, *known]))
             lines = [(row, *map(number, line)) for row, line in zip(rows, values, strict=True)]
             table = Table((f"{titles[0]} / {titles[1]}", *columns), lines, range(1, len(columns) + 1), "short")
-            figures.append(Figure(caption, picture, table))
+            figures.append(Figure(caption, _drawn(picture).svg, table))
         yield Group(figures, "pictures")
 
 
@@ -297,7 +302,7 @@ def _attacks(attacks: Mapping[str, Any], entries: Entries) -> Blocks:
             head = ("variant", "figure", "languages", "highest in", "after", "before", "never seen", "place")
             table = Table(head, rows, (2, 4, 5, 6, 7), "short")
             title = f"The language in which it stands highest, for each of {len(rows)} figures"
-            yield table if len(rows) <= OPEN_ROWS else Folded(_plain(title), [table])
+            yield table if len(rows) <= OPEN_ROWS else Folded(title, [table])
 
 
 def _making(audit: Mapping[str, Any]) -> Blocks:
@@ -310,12 +315,12 @@ def _making(audit: Mapping[str, Any]) -> Blocks:
     yield Table(("", ""), rows, kind="facts")
     if timing:
         seconds = [(words(name), f"{value:.1f}") for name, value in timing.items()]
-        yield Folded(_plain("Seconds by check"), [Table(("check", "seconds"), seconds, (1,))])
+        yield Folded("Seconds by check", [Table(("check", "seconds"), seconds, (1,))])
     for title, key in (("Settings of the audit", "settings"), ("Configuration of the audited run", "config")):
         given = (audit.get(key) or {}).items()
         flags = [(name, str(value)) for name, value in given if value not in (None, "", [], {})]
         if flags:
-            yield Folded(_plain(title), [Table(("flag", "value"), flags)])
+            yield Folded(title, [Table(("flag", "value"), flags)])
 
 
 def _cells(entry: Entry, *counts: str) -> tuple[str, ...]:
@@ -332,17 +337,17 @@ def _mark(entry: Entry, detail: str = "", others: Sequence[float] = ()) -> Mark:
     return Mark(entry.line, entry.place, position.low, position.high, detail, others, hollow=not entry.judged)
 
 
-def _verdict(verdict: str) -> Cell:
-    sign = SIGNS.get(verdict, "?")
-    kind = verdict if verdict in SIGNS else "undecided"
-    return Cell(f"{sign} {verdict}", f'<span class="verdict {kind}">{escape(f"{sign} {verdict}")}</span>')
+def _verdict(verdict: str) -> Verdict:
+    return Verdict(f"{SIGNS.get(verdict, '?')} {verdict}", verdict if verdict in SIGNS else "undecided")
 
 
-def _summary(code: str, about: Mapping[str, Any], more: str = "") -> Cell:
-    verdict, more = _verdict(about["verdict"]), (", held out" if about.get("held_out") else "") + more
-    html = f'<span class="name">{escape(code)}</span> {verdict.html}<span class="small">{escape(more)}</span>'
-    return Cell(f"{code}: {verdict.text}{more}", html)
+def _summary(code: str, about: Mapping[str, Any], more: str = "") -> Language:
+    held_out = ", held out" if about.get("held_out") else ""
+    return Language(code, held_out + more, _verdict(about["verdict"]))
 
 
-def _plain(text: str) -> Cell:
-    return Cell(text, escape(text))
+def _drawn(svg: str, text: str = "") -> Drawing:
+    """A picture of ours, whose texts are escaped already."""
+    from markupsafe import Markup
+
+    return Drawing(Markup(svg), text)
