@@ -8,7 +8,6 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.18", "ninja"],
     "gguf": ["gguf>=0.10"],
     "peft": ["peft>=0.18"],
-    "plots": ["matplotlib>=3.9"],
     # For checkpoints that ship a SentencePiece model and no tokenizer.json.
     "sentencepiece": ["sentencepiece", "protobuf"],
 }
@@ -66,13 +65,13 @@ setup(
         "langcodes>=3.4",
         "language_data>=1.2",
         "jinja2>=3.1",
+        "matplotlib>=3.9",
         "xxhash",
     ],
     extras_require={
         **EXTRAS,
         "dev": [
             *("pytest>=9", "pytest-timeout", "hypothesis", "ruff>=0.14"),
-            *EXTRAS["plots"],
             *EXTRAS["sentencepiece"],
         ],
     },

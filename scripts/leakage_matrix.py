@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from run_unlearn import make_trainer
-from unlearn_trainer.audit.report.pictures import heat_map
 from unlearn_trainer.audit.verdict import LEAST_KNOWN
 from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.files import held_folder, read_own_json, write_json, write_whole
+from unlearn_trainer.report.pictures import heat_map
 from unlearn_trainer.runs.environment import configuration, environment
 from unlearn_trainer.runs.loading import load_data
 from unlearn_trainer.runs.stages import prepare_stages

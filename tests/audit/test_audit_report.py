@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearn_trainer.audit.report.card import headline, summary_table, write_report
-from unlearn_trainer.audit.report.pictures import Mark, heat_map, strip
+from unlearn_trainer.report.pictures import Mark, heat_map, strip
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 SVG = "{http://www.w3.org/2000/svg}"
@@ -158,9 +159,7 @@ def test_no_text_becomes_markup(tmp_path):
     for name in ("reason", "path", "rule", "why", "note", "flag", "value"):
         assert f"{name} {seen}" in page.text
     for drawn in drawings(tmp_path):
-        assert {element.tag for element in drawn.iter()} <= {
-            SVG + tag for tag in "svg title g rect path circle text".split()
-        }
+        assert {element.tag for element in drawn.iter()} <= {SVG + tag for tag in "svg title g path text".split()}
     assert "<" not in markdown and not re.search(r"(?<!\\)\]\(", markdown)
     assert_even_tables(markdown)
 
@@ -203,7 +202,10 @@ def test_pictures_are_xml_with_a_name_and_of_the_colour_of_the_text(tmp_path):
     assert len(found) > 24
     for drawn in found:
         assert drawn.get("role") == "img" and drawn.get("aria-label") == drawn.find(f"{SVG}title").text
-        assert all(text.get("fill") == "currentColor" for text in drawn.iter(f"{SVG}text"))
+        assert all("fill: currentColor" in text.get("style") for text in drawn.iter(f"{SVG}text"))
+        # No colour but the tint, which can be seen on light and on dark, and the text's own.
+        styles = ";".join(element.get("style", "") for element in drawn.iter())
+        assert {*re.findall(r"(?:fill|stroke): ([^;]+)", styles)} <= {"none", "currentColor", "#d55e00"}
         assert not [element for element in drawn.iter() if element.get("id")]
 
 
@@ -283,6 +285,40 @@ def test_a_report_is_replaced_whole_or_not_at_all(tmp_path):
     assert os.listdir(tmp_path / "taken") == ["audit.md"]
 
 
+def groups_of(drawn):
+    """The parts of a picture that have a tooltip of their own."""
+    return [group for group in drawn.iter(f"{SVG}g") if group.find(f"{SVG}title") is not None]
+
+
+def points(path):
+    return [(float(x), float(y)) for x, y in re.findall(r"[ML] (-?[\d.e-]+) (-?[\d.e-]+)", path.get("d"))]
+
+
+def centre(group):
+    """Where the dot of a group is, the only thing that is round; None without one."""
+    for path in group.iter(f"{SVG}path"):
+        if "C" in path.get("d"):
+            across = [float(x) for x in re.findall(r"(-?[\d.e-]+) -?[\d.e-]+", path.get("d"))]
+            return (min(across) + max(across)) / 2
+    return None
+
+
+def test_pictures_are_the_same_every_time_and_wait_for_a_page():
+    code = """if True:
+        import sys
+        from unlearn_trainer.audit.report.card import summary_table
+        from unlearn_trainer.report.pictures import Mark, heat_map, strip
+        assert "matplotlib" not in sys.modules
+        print(heat_map(["en", "$sw_"], ["en", "\\u4e2d"], [[0.1, None], [0.5, 1.0]], "from", "to", "title"))
+        print(strip([Mark("one", 0.5, 0.2, 0.9, "detail", [0.1])], "title"))"""
+    first, second = (
+        subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert first.stdout == second.stdout and "$sw_" in first.stdout and "\u4e2d" in first.stdout
+    assert not first.stderr
+
+
 CELLS = st.one_of(st.none(), st.just(float("nan")), st.floats(-2, 3))
 
 
@@ -292,7 +328,7 @@ def test_heat_map_has_a_cell_for_every_value(height, width, data):
     values = [[data.draw(CELLS) for _ in range(width)] for _ in range(height)]
     rows, columns = [f"r{index}" for index in range(height)], [f"c{index}" for index in range(width)]
     drawn = ElementTree.fromstring(heat_map(rows, columns, values, "from", "to", "title"))
-    cells = drawn.findall(f"{SVG}g")
+    cells = groups_of(drawn)
     assert len(cells) == height * width
     known, tints = [], []
     for cell, (row, column, value) in zip(
@@ -303,15 +339,16 @@ def test_heat_map_has_a_cell_for_every_value(height, width, data):
         missing = value is None or value != value
         said = "no figure" if missing else f"{value:.3f}"
         assert cell.find(f"{SVG}title").text == f"from {row}, to {column}: {said}"
-        rect, text, hatch = (cell.find(SVG + tag) for tag in ("rect", "text", "path"))
-        assert (rect.get("fill") == "none") == (hatch is not None) == missing
+        box, *strokes = cell.iter(f"{SVG}path")
+        text = next(cell.iter(f"{SVG}text"), None)
+        assert ("fill: none" in box.get("style")) == bool(strokes) == missing
         assert (text is None) == (missing or width > 16)
         if text is not None:
             assert float(text.text) == pytest.approx(value, abs=0.0051) and text.text != "-0.00"
         if not missing:
             known.append(min(max(value, 0), 1))
-            tints.append(float(rect.get("fill-opacity")))
-        right, bottom = (float(rect.get(at)) + float(rect.get(size)) for at, size in (("x", "width"), ("y", "height")))
+            tints.append(float(re.search(r"fill-opacity: ([\d.]+)", box.get("style"))[1]))
+        right, bottom = (max(each) for each in zip(*points(box), strict=True))
         assert right <= float(drawn.get("width")) and bottom <= float(drawn.get("height"))
     # The tint is a straight line of the value, to the rounding of what is written.
     assert tints == pytest.approx([0.05 + 0.75 * value for value in known], abs=0.001)
@@ -333,14 +370,14 @@ def test_strip_places_a_dot_between_never_seen_and_before(value, below, above, l
         Mark("none", None),
     ]
     drawn = ElementTree.fromstring(strip(marks, "title", labelled=labelled))
-    zero, one, some, none = drawn.findall(f"{SVG}g")
-    start, end = (float(group.find(f"{SVG}circle").get("cx")) for group in (zero, one))
-    assert none.find(f"{SVG}circle") is None and none.find(f"{SVG}title").text == "none: no figure"
+    zero, one, some, none = groups_of(drawn)
+    start, end = (centre(group) for group in (zero, one))
+    assert centre(none) is None and none.find(f"{SVG}title").text == "none: no figure"
     if -0.3 <= value <= 1.3:
-        assert float(some.find(f"{SVG}circle").get("cx")) == pytest.approx(start + value * (end - start), abs=0.2)
+        assert centre(some) == pytest.approx(start + value * (end - start), abs=0.2)
     else:
-        assert some.find(f"{SVG}circle") is None
-    places = [float(x) for path in drawn.iter(f"{SVG}path") for x in re.findall(r"[ML](-?[\d.]+) ", path.get("d"))]
+        assert centre(some) is None
+    places = [x for path in drawn.iter(f"{SVG}path") for x, _ in points(path)]
     assert min(places) >= 0 and max(places) <= float(drawn.get("width"))
     texts = [text.text for text in drawn.iter(f"{SVG}text")]
     assert ("never seen" in texts and "before" in texts and "–" in texts) == labelled

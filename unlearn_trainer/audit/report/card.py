@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
+from ...report.pictures import Mark, finite, heat_map, strip
 from ..results import Estimate
 from .document import (
     Bullets,
@@ -26,7 +27,6 @@ from .document import (
     markdown_of,
 )
 from .entries import MEANINGS, UNMEASURED, Entry, entries_of, interval, number, short, words, worst
-from .pictures import Mark, finite, heat_map, strip
 
 # A sign and a word for each, so that none rests on its colour.
 SIGNS = {"leaks": "✗", "over-unlearned": "↓", "undecided": "?", "forgotten": "✓"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from .pictures import representable
+from ...report.pictures import representable
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ...report.pictures import finite
 from ..results import Estimate, Figure, Name, Variant, read_figures
-from .pictures import finite
 
 UNMEASURED = "–"
 UNKNOWN = Estimate(None)
