@@ -56,16 +56,16 @@ def make_trainer(start: ModelArguments, args: UnlearnConfig, data: TokenizedData
 
 def run(argv: list[str] | None = None) -> dict:
     """The whole run; returns what is written to results.json."""
-    model_args, data_args, args = parse_arguments(argv)
-    if args.disable_tqdm:
-        without_bars()
-    if args.estimate_memory:
-        say(memory_table(model_args, data_args, args))
-        return {}
-    stages = args.memorize_first or args.train_never_seen
-    if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
-        raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
     with collected_warnings() as warnings:
+        model_args, data_args, args = parse_arguments(argv)
+        if args.disable_tqdm:
+            without_bars()
+        if args.estimate_memory:
+            say(memory_table(model_args, data_args, args))
+            return {}
+        stages = args.memorize_first or args.train_never_seen
+        if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
+            raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
         check_processes(args.world_size)
         if args.deepspeed_plugin is not None:
             start_deepspeed_on_cpu()

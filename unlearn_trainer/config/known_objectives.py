@@ -23,6 +23,7 @@ class Option:
     """A keyword-only parameter of an objective, as the flag ``<objective>_<parameter>``."""
 
     name: str
+    objective: str
     default: Any
     help: str
     # Each has `allows(value)`, and is in words what it allows.
@@ -75,7 +76,9 @@ def _options(objective: str, functions: list[Callable | None]) -> Iterator[Optio
             text = next((note for note in notes if isinstance(note, str)), None)
             text = text or textwrap.shorten(told or "see where it is registered", 120, placeholder=" ...")
             text = "; ".join([f"{objective}: {text.strip().rstrip('.')}", *map(str, bounds)])
-            yield Option(f"{objective}_{parameter.name}", parameter.default, text.replace("%", "%%"), bounds)
+            yield Option(
+                f"{objective}_{parameter.name}", objective, parameter.default, text.replace("%", "%%"), bounds
+            )
 
 
 @functools.cache

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import inspect
 import json
+import logging
 import re
 from dataclasses import dataclass, fields
 
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
+from ..engine.engines import is_copying
 from ..errors import ConfigError, did_you_mean
 from ..objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
 from .arguments import (
@@ -24,8 +26,10 @@ from .arguments import (
 )
 from .checks import check_choice, require, split_commas
 from .given import as_target, check_effect, check_given, check_ranges
-from .known_objectives import objective_choices
+from .known_objectives import objective_choices, objective_options
 from .ranges import shown, with_short_words
+
+logger = logging.getLogger(__name__)
 
 # What a release of transformers calls it that activations are computed again instead of kept; it may know both names.
 _NAMES = ("activation_checkpointing", "gradient_checkpointing")
@@ -105,6 +109,8 @@ class UnlearnConfig(
             objective.with_options(self)  # refuses what is out of the range in the objective's signature
         check_effect(self)
         self._check_combinations()
+        if not is_copying():
+            self._warn_of_unused_options()
 
     def __getstate__(self) -> dict:
         """Without the token of the Hub: a Trainer pickles its arguments beside every model, for others to read."""
@@ -124,6 +130,20 @@ class UnlearnConfig(
         """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
         objective = FORGET_OBJECTIVES.get(self.forget_objective)
         return objective is not None and companion in objective.needs
+
+    def _warn_of_unused_options(self) -> None:
+        """Warn of options of objectives that the run does not have, where they are not at their defaults."""
+        used = [name for name in (self.forget_objective, self.retain_objective) if name != "none"]
+        if self.process_index != 0:
+            return
+        for option in objective_options():
+            value = getattr(self, option.name, option.default)  # a plugin's that came late has no flag
+            if value != option.default and option.objective not in used:
+                logger.warning(
+                    "--%s %s has no effect: it is an option of the objective %s, and the objectives in use are %s; "
+                    "leave it out, or choose --method or --forget_objective so that %s is used",
+                    *(option.name, value, option.objective, " and ".join(used), option.objective),
+                )
 
     def _resolve_objectives(self) -> None:
         check_choice(self, "method", objective_choices()["method"])

@@ -1,6 +1,7 @@
 """What differs between plain processes, DeepSpeed ZeRO and FSDP2, and nothing else."""
 
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import logging
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
+_COPYING = contextvars.ContextVar("copying", default=False)
 
 
 def check_engine(accelerator: Accelerator) -> None:
@@ -72,9 +74,19 @@ def engine_of_its_own(args: TrainingArguments, **changes) -> TrainingArguments:
     """A copy of ``args`` with ``changes``, for one trainer of several in a process; it is now the one in force.
 
     DeepSpeed's settings (what is ``auto`` in them, and whether models are loaded in parts) are made anew: a trainer
-    fills them in for itself, and models are loaded as the latest say.
+    fills them in for itself, and models are loaded as the latest say. What is doubtful in the settings was said when
+    they were given, and is not said again (:func:`is_copying`).
     """
-    return dataclasses.replace(args, **changes)
+    token = _COPYING.set(True)
+    try:
+        return dataclasses.replace(args, **changes)
+    finally:
+        _COPYING.reset(token)
+
+
+def is_copying() -> bool:
+    """Whether arguments are being made out of others, by :func:`engine_of_its_own`, and not given by a user."""
+    return _COPYING.get()
 
 
 def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Module:
