@@ -14,7 +14,9 @@ if __name__ == "__main__":  # the libraries take seconds to load, in which Ctrl-
 
     answer_early()
 
-from unlearn_trainer.cli import UnlearnTrainer, main, make_trainer, run
+from unlearn_trainer.cli import main, run
+from unlearn_trainer.runs.run import make_trainer
+from unlearn_trainer.trainer import UnlearnTrainer
 
 __all__ = ["UnlearnTrainer", "main", "make_trainer", "run"]
 

@@ -1,0 +1,125 @@
+"""A run, from its checked flags to results.json: load, prepare, train, save, measure, write, tell."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from ..config.arguments import DataArguments, ModelArguments
+from ..config.finished import RESULTS
+from ..config.unlearn_config import UnlearnConfig
+from ..console import say
+from ..data import TokenizedData
+from ..engine.engines import engine_of_its_own
+from ..errors import ConfigError
+from ..model.layers import restrict_training
+from ..model.loading import apply_peft, load_model, save_trained
+from ..report.table import comparison_table
+from ..teacher.teachers import is_loaded_apart
+from ..trainer import UnlearnTrainer
+from ..training.checkpoints import finishing
+from ..training.integrations import check_integrations
+from .loading import load_data
+from .outcome import closing_words, warn_of_the_unguarded, weaknesses
+from .results import gather_results, write_results
+from .stages import measured_splits, prepare_stages
+from .start_checks import try_the_end
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run leaves to whoever goes on from it."""
+
+    results: dict[str, Any]  # the schema of results.json
+    start: ModelArguments  # the model that was unlearned
+    reference: ModelArguments | None  # the one that never saw the forget rows
+    not_pushed: ConfigError | None  # why the Hub did not get the model; all else is complete
+
+
+def carry_out(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnlearnConfig,
+    checkpoint: str | None,
+    warnings: list[str],
+) -> FinishedRun:
+    """The run in its output folder, which no other run writes to meanwhile.
+
+    Args:
+        model_args, data_args, args: the flags.
+        checkpoint: where the training goes on from.
+        warnings: those of the run; they grow while it goes on.
+
+    Raises:
+        ConfigError: flags that do not fit the data or the model, or a place that cannot be written to.
+    """
+    check_integrations(args, merged=model_args.merge_adapter or not model_args.use_peft, own_start=args.memorize_first)
+    tokenizer, data = load_data(model_args, data_args, args)
+    if args.do_predict and "test" not in data.datasets:
+        raise ConfigError("--do_predict measures a test split: give --test_file, or leave --do_predict out")
+    say(f"languages: {' '.join(data.languages)}; held out: {' '.join(data.heldout_languages) or 'none'}")
+
+    warn_of_the_unguarded(args, measured_splits(args, data))
+    try_the_end(model_args, data_args, args)
+    start, reference = prepare_stages(model_args, args, data, tokenizer)
+    trainer = make_trainer(start, args, data, tokenizer)
+    timing = {"train_seconds": _train(trainer, start, checkpoint) if args.do_train else 0.0}
+    started = time.time()
+    after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
+    never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None
+    timing["eval_seconds"] = time.time() - started
+
+    results = gather_results(trainer, (model_args, data_args, args), data, after, never_seen, timing)
+    results["warnings"] = [*warnings, *weaknesses(results)]
+    written = args.do_train or bool(after)
+    if trainer.is_world_process_zero() and written:
+        write_results(Path(args.output_dir) / RESULTS, results)
+    say(comparison_table(results))
+    say(closing_words(results, written))
+    not_pushed = _push(trainer) if args.do_train and args.push_to_hub else None
+    if args.audit:
+        trainer.accelerator.free_memory()  # relearning needs the room
+    return FinishedRun(results, start, reference, not_pushed)
+
+
+def make_trainer(
+    start: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer: PreTrainedTokenizerBase
+) -> UnlearnTrainer:
+    """The trainer of the method, with the splits that are measured: forget, retain, valid, and test for predict."""
+    rows, args = data.datasets, engine_of_its_own(args)
+    set_seed(args.seed)  # an adapter starts from random weights
+    return UnlearnTrainer(
+        apply_peft(restrict_training(load_model(start, tokenizer), start.trainable_layers), start),
+        args,
+        forget_dataset=rows.get("forget"),
+        retain_dataset=rows.get("retain"),
+        eval_dataset={split: rows[split] for split in measured_splits(args, data)},
+        predict_dataset={"test": rows["test"]} if args.do_predict and "test" in rows else None,
+        languages=data.languages,
+        heldout_languages=data.heldout_languages,
+        teacher=load_model(start, tokenizer) if is_loaded_apart(args, start) else None,
+        processing_class=tokenizer,
+        max_seq_length=data.max_seq_length,
+    )
+
+
+def _train(trainer: UnlearnTrainer, start: ModelArguments, checkpoint: str | None) -> float:
+    """Train and save; returns the seconds that the training took."""
+    started = time.time()
+    trainer.train_to_the_end("at step {step}; go on with --resume_from_checkpoint true", checkpoint)
+    seconds = time.time() - started
+    folder = trainer.args.output_dir
+    with finishing(f"after the training; the model in {folder} is complete, and was not measured"):
+        save_trained(trainer, start)
+    return seconds
+
+
+def _push(trainer: UnlearnTrainer) -> ConfigError | None:
+    """What kept the model from the Hub. It is told at the end, because it costs nothing but the upload."""
+    try:
+        trainer.push_result()
+    except ConfigError as error:
+        return error
+    return None
