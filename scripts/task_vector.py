@@ -10,38 +10,41 @@ most --max_perplexity_ratio times that of the start. The output folder holds wha
 """
 
 import argparse
-import dataclasses
 import time
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 from run_unlearn import make_trainer
-from unlearn_trainer.config.arguments import DataArguments, ModelArguments
+from unlearn_trainer.config.arguments import (
+    DataArguments,
+    MethodArguments,
+    ModelArguments,
+    ObjectiveArguments,
+    WeightArguments,
+)
 from unlearn_trainer.config.finished import RESULTS
 from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.console import run_command, say
-from unlearn_trainer.engine.engines import engine_of_its_own, is_sharded
+from unlearn_trainer.engine.engines import is_sharded
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.files import held_folder
 from unlearn_trainer.model.loading import load_model
 from unlearn_trainer.report.table import comparison_table
-from unlearn_trainer.runs.environment import environment, peak_memory
+from unlearn_trainer.runs.environment import configuration, environment, peak_memory
 from unlearn_trainer.runs.loading import load_rows
 from unlearn_trainer.runs.results import write_results
-from unlearn_trainer.runs.stages import PLAIN_TRAINING, prepare_stages
+from unlearn_trainer.runs.stages import plain, prepare_stages
 from unlearn_trainer.training.checkpoints import checkpoint_to_resume
 from unlearn_trainer.weights.policy import perplexity_ratio
 
 SCALES = [round(0.1 * step, 1) for step in range(1, 21)]
-FINE_TUNING = PLAIN_TRAINING | {
-    "forget_objective": "nll",
-    "retain_objective": "none",
-    "do_eval": True,  # the scale is chosen by figures
-}
+# What it has in common with the run: its length, and what the scale is chosen by.
+AS_GIVEN = ("num_train_epochs", "max_steps", "learning_rate", "do_predict", "forget_metric", "forget_target")
 
 
 @torch.no_grad()
@@ -88,7 +91,7 @@ def run(argv: Sequence[str] | None = None) -> dict:
     model_args, data_args, args = parse_arguments(rest)
     if model_args.use_peft:
         raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
-    args = dataclasses.replace(args, do_train=True)
+    args = replace(args, do_train=True)
     with held_folder(args.output_dir):
         return subtract_memory(model_args, data_args, args, flags)
 
@@ -102,7 +105,8 @@ def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: 
         raise ConfigError("the scale is chosen by forget and valid rows; give --forget_file and --valid_file")
     started = time.time()
     origin, reference = prepare_stages(model_args, args, data, tokenizer)
-    trainer = make_trainer(origin, engine_of_its_own(args, **FINE_TUNING), data, tokenizer)
+    settings = {name: getattr(args, name) for name in AS_GIVEN} | {"retain_objective": "none", "do_eval": True}
+    trainer = make_trainer(origin, plain(args, "memorize", args.output_dir, **settings), data, tokenizer)
     if is_sharded(trainer.accelerator):
         raise ConfigError("a task vector needs whole weights on each process: start without ZeRO-3 and FSDP")
     trained = {name: each for name, each in trainer.model.named_parameters() if each.requires_grad}
@@ -124,7 +128,10 @@ def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: 
     subtract(trainer.model, start, step, scale)
     trainer.save_model(args.output_dir)
     weights, after = trainer.language_weights, trainer.measure(description="after")
-    config = {**vars(model_args), **vars(data_args), **trainer.args.to_sanitized_dict(), **vars(flags)}
+    # What it was trained by is not what was asked for.
+    parts = [item.name for part in (ObjectiveArguments, MethodArguments, WeightArguments) for item in fields(part)]
+    trained_by = {name: getattr(trainer.args, name) for name in parts}
+    config = configuration(model_args, data_args, args) | trained_by | vars(flags)
     results = {
         "schema_version": 1,
         "config": config | {"method": "task_vector"},

@@ -7,15 +7,16 @@ import json
 import logging
 import re
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
-from ..engine.engines import is_copying
+from ..engine.engines import copying, is_copying
 from ..errors import ConfigError, did_you_mean
-from ..objectives import FORGET_OBJECTIVES, METHODS, RETAIN_OBJECTIVES
+from ..objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
 from .arguments import (
     AuditArguments,
     ChangedArguments,
@@ -24,6 +25,7 @@ from .arguments import (
     StageArguments,
     WeightArguments,
 )
+from .asked import decide, shared_with_others
 from .checks import check_choice, require, split_commas
 from .given import as_target, check_effect, check_given, check_ranges
 from .known_objectives import objective_choices, objective_options
@@ -75,18 +77,20 @@ class UnlearnConfig(
 ):
     """`TrainingArguments` and the flags of unlearning; `UnlearnConfig(output_dir=...)` works without any parser.
 
-    After construction objectives, coefficients and `retain_weighting` are those of the method where they were not
-    given, `forget_target` is a float or `"auto"`, and `stop_when_forgotten` is a bool. `dataclasses.replace` keeps
-    these resolved values: to change the method of an existing config set them to `None` as well.
+    The attributes are what is in force: where a flag was left open (`None`), objectives, coefficients and weighting
+    are those of the method, and `stop_when_forgotten` and `relearn_rate` follow from others; `forget_target` is a
+    float or `"auto"`. What was asked for is `asked`. `dataclasses.replace` takes what is in force for asked; so a copy
+    with another method is made by `UnlearnConfig(**(config.asked | {"method": ...}))`.
 
     Raises:
         ConfigError: a value out of range or a combination without meaning; names the flags and the remedy.
     """
 
     def __post_init__(self):
+        self._decided: dict[str, tuple[Any, Any]] = {}
         check_given(self)
         if self.load_best_model_at_end and self.metric_for_best_model is None:
-            self.metric_for_best_model, self.greater_is_better = "unlearning_score", True
+            self._put({"metric_for_best_model": "unlearning_score", "greater_is_better": True})
         if isinstance(self.report_to, str):
             self.report_to = split_commas([self.report_to])
         with _refused_by_transformers(self):
@@ -95,11 +99,10 @@ class UnlearnConfig(
             setattr(self, name, split_commas(getattr(self, name)))
         self.remove_unused_columns = False  # the collator's columns are not arguments of the model
         self.restore_callback_states_from_checkpoint = True  # the language weights live in a callback
-        self._resolve_objectives()
-        if self.relearn_rate is None:
-            self.relearn_rate = 7 * self.learning_rate  # as measured on the quickstart; see docs/methods.md
-        if self.stop_when_forgotten is None:
-            self.stop_when_forgotten = self.forget_weighting == "target"
+        check_choice(self, "method", objective_choices()["method"])
+        self._put(decide(self))
+        for name in ("forget_objective", "retain_objective"):
+            check_choice(self, name, objective_choices()[name])
         self.forget_target = as_target(self.forget_target)
         for name in ("logging", "eval", "save"):
             by_steps = getattr(self, f"{name}_strategy") == "steps"
@@ -126,6 +129,29 @@ class UnlearnConfig(
         vars(copied).update(copy.deepcopy(vars(self), memo))
         return copied
 
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Every flag as it was asked for: what was left open is ``None`` here, unless it was set since."""
+        now = {item.name: getattr(self, item.name) for item in fields(self)}
+        # None of these in arguments that an earlier version has pickled.
+        decided = vars(self).get("_decided", {}).items()
+        return now | {name: given for name, (given, value) in decided if now[name] == value}
+
+    def of_another_training(self, **settings: Any) -> "UnlearnConfig":
+        """For a training beside this one: the same engine, precision, batch, optimizer, seeds and log.
+
+        All else is what ``settings`` say, or the default. So a flag of unlearning is in force for the training that it
+        was given for, and for another only where it is handed on by name.
+        """
+        with copying():
+            return type(self)(**(shared_with_others(self) | settings))
+
+    def _put(self, values: dict[str, Any]) -> None:
+        """Set flags that were left open to what was decided."""
+        for name, value in values.items():
+            self._decided[name] = getattr(self, name), value
+            setattr(self, name, value)
+
     def needs_companion(self, companion: str) -> bool:
         """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
         objective = FORGET_OBJECTIVES.get(self.forget_objective)
@@ -144,17 +170,6 @@ class UnlearnConfig(
                     "leave it out, or choose --method or --forget_objective so that %s is used",
                     *(option.name, value, option.objective, " and ".join(used), option.objective),
                 )
-
-    def _resolve_objectives(self) -> None:
-        check_choice(self, "method", objective_choices()["method"])
-        for name in ("forget_objective", "retain_objective"):
-            if getattr(self, name) is None:
-                setattr(self, name, getattr(METHODS[self.method], name))
-            check_choice(self, name, objective_choices()[name])
-        published = {"forget_coef": 1.0, "retain_coef": 1.0, "retain_weighting": "uniform", "relearn_coef": 0.0}
-        for name, value in (published | METHODS[self.method].settings).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
 
     def _check_engine_options(self) -> None:
         """Refuse what torch and the optimizers would refuse at the first step."""

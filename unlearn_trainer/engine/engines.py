@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -75,17 +76,24 @@ def engine_of_its_own(args: TrainingArguments, **changes) -> TrainingArguments:
 
     DeepSpeed's settings (what is ``auto`` in them, and whether models are loaded in parts) are made anew: a trainer
     fills them in for itself, and models are loaded as the latest say. What is doubtful in the settings was said when
-    they were given, and is not said again (:func:`is_copying`).
+    they were given, and is not said again (:func:`is_copying`). What was left open is open to the changes.
     """
+    with copying():
+        return dataclasses.replace(args, **(getattr(args, "asked", {}) | changes))
+
+
+@contextlib.contextmanager
+def copying() -> Iterator[None]:
+    """Within the context arguments are made out of others, and not given by a user."""
     token = _COPYING.set(True)
     try:
-        return dataclasses.replace(args, **changes)
+        yield
     finally:
         _COPYING.reset(token)
 
 
 def is_copying() -> bool:
-    """Whether arguments are being made out of others, by :func:`engine_of_its_own`, and not given by a user."""
+    """Whether arguments are being made out of others (:func:`copying`)."""
     return _COPYING.get()
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,11 +18,9 @@ from ..console import say
 from ..data import TokenizedData
 from ..data.collator import TrainingRows, with_companions
 from ..data.row_checks import check_rows, learned_positions
-from ..engine.engines import engine_of_its_own
 from ..errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from ..files import make_own_folder, name_whole_folder, read_own_json, remove_own_folder
 from ..model.loading import load_config, load_model
-from ..objectives import METHODS
 from ..trainer import UnlearnTrainer
 from ..training.checkpoints import finishing
 from ..weights.policy import WeightPolicy
@@ -29,28 +28,8 @@ from ..weights.policy import WeightPolicy
 DESCRIPTION = "stage.json"
 # Folders of the output folder.
 MEMORIZED, NEVER_SEEN = "memorized", "never_seen"
-# Plain training that leaves nothing but its model, whatever method the run itself has.
-PLAIN_TRAINING = {
-    "forget_coef": 1.0,
-    "retain_coef": 1.0,
-    "relearn_coef": 0.0,
-    "project_forget_gradient": False,
-    "schedule": "joint",
-    "language_sampling": "all",
-    "forget_weighting": "uniform",
-    "retain_weighting": "uniform",
-    "lingtea_alignment": "paper",
-    "distill_weighting": "token",
-    "max_retain_perplexity_ratio": None,
-    "stop_when_forgotten": False,
-    "memorize_first": False,
-    "train_never_seen": False,
-    "eval_strategy": "no",
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-    "report_to": [],
-    "push_to_hub": False,  # what it makes knows the forget rows, or is only compared with
-}
+# All rows in every epoch, and nothing that might end it early.
+PLAIN = {"language_sampling": "all", "max_retain_perplexity_ratio": None}
 
 
 def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer):
@@ -133,12 +112,14 @@ def stage_folder(
                 "delete the folder or choose another --output_dir"
             )
         return folder
-    config = _stage_config(method, args, folder)
+    unfinished = folder.with_name(f"{name}.unfinished")
+    config = plain(
+        args, method, unfinished, num_train_epochs=args.memorize_epochs, learning_rate=args.memorize_learning_rate
+    )
     say(f"stage {name}: --method {method} for {args.memorize_epochs:g} epochs, into {folder}")
     model = load_model(model_args, tokenizer)
     # Also of the splits that the run measures only when the stage is over.
     check_rows(data.datasets, [*data.languages, *data.heldout_languages], learned_positions(model))
-    unfinished = folder.with_name(f"{name}.unfinished")
     if args.process_index == 0:
         make_own_folder(unfinished)
     try:
@@ -166,38 +147,28 @@ def stage_folder(
     return folder
 
 
-def plain_training(args: UnlearnConfig, folder: str, **changes) -> UnlearnConfig:
-    """The run's engine, precision and optimizer for plain fine-tuning on given rows, which leaves only its model.
+def plain(args: UnlearnConfig, method: str, folder: Path | str, **settings: Any) -> UnlearnConfig:
+    """Plain training by ``method`` with the run's engine, precision, batch and optimizer, and nothing else of the run.
+
+    Args:
+        args: of any run.
+        folder: where it writes its model.
+        settings: flags, such as ``num_train_epochs`` and ``learning_rate``; those that are not given have defaults.
+    """
+    # It leaves its model only: what it makes knows the forget rows, or is only compared with.
+    leaves = {"output_dir": str(folder), "save_strategy": "no", "report_to": "none"}
+    return args.of_another_training(**(PLAIN | leaves | {"method": method} | settings))
+
+
+def plain_training(args: UnlearnConfig, folder: str, **changes: Any) -> UnlearnConfig:
+    """:func:`plain` fine-tuning on given rows, in steps of one batch at a constant learning rate.
 
     Args:
         args: of any run.
         folder: a place for what a trainer must write somewhere.
         changes: further settings, such as ``max_steps`` and ``learning_rate``.
     """
-    return engine_of_its_own(
-        args,
-        method="memorize",
-        forget_objective="nll",
-        retain_objective="none",
-        output_dir=folder,
-        lr_scheduler_type="constant",
-        gradient_accumulation_steps=1,
-        data_seed=None,
-        logging_strategy="no",
-        **(PLAIN_TRAINING | changes),
-    )
-
-
-def _stage_config(method: str, args: UnlearnConfig, folder: Path) -> UnlearnConfig:
-    """The run's settings with the stage's own method, length and learning rate, and nothing else to keep."""
-    return engine_of_its_own(
-        args,
-        method=method,
-        forget_objective=METHODS[method].forget_objective,
-        retain_objective=METHODS[method].retain_objective,
-        output_dir=str(folder.with_name(f"{folder.name}.unfinished")),
-        num_train_epochs=args.memorize_epochs,
-        max_steps=-1,
-        learning_rate=args.memorize_learning_rate,
-        **PLAIN_TRAINING,
+    steps = {"lr_scheduler_type": "constant", "gradient_accumulation_steps": 1, "data_seed": None}
+    return plain(
+        args, "memorize", folder, **({"retain_objective": "none", "logging_strategy": "no"} | steps | changes)
     )
