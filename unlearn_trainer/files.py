@@ -146,20 +146,21 @@ def storage_problem(error: BaseException, folder: Path | None = None) -> str | N
         error: of any library; safetensors, torch and datasets put what the system said into errors of their own.
         folder: that is named where the error names no path.
     """
-    seen = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        said = next((text for text in _OF_FULL_DISKS if text in str(error)), None)
-        of_place = isinstance(error, OSError) and error.errno in _OF_PLACES and error.filename is not None
-        if said is not None or of_place or (isinstance(error, OSError) and error.errno in _OF_DISKS):
-            path = getattr(error, "filename", None) or folder or "a file"
-            reason = getattr(error, "strerror", None) or _OF_FULL_DISKS.get(said) or " ".join(str(error).split())
+    seen: set[int] = set()
+    met: BaseException | None = error
+    while met is not None and id(met) not in seen:
+        seen.add(id(met))
+        said = next((text for text in _OF_FULL_DISKS if text in str(met)), None)
+        of_place = isinstance(met, OSError) and met.errno in _OF_PLACES and met.filename is not None
+        if said is not None or of_place or (isinstance(met, OSError) and met.errno in _OF_DISKS):
+            path = getattr(met, "filename", None) or folder or "a file"
+            reason = getattr(met, "strerror", None) or _OF_FULL_DISKS.get(said or "") or " ".join(str(met).split())
             return (
                 f"{os.fsdecode(path)} could not be written: {reason}. Make room or mend it there, or name another "
                 "place. What was finished is kept: give the same command again, with --resume_from_checkpoint true "
                 "where there are checkpoints"
             )
-        error = error.__cause__ or error.__context__
+        met = met.__cause__ or met.__context__
     return None
 
 

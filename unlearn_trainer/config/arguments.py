@@ -3,10 +3,13 @@
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Literal
 
+from ..errors import ConfigError
 from .checks import check_literals, flag, require, split_commas
 from .known_objectives import objective_options
 from .layer_spec import parse_layers
 from .ranges import check_values
+
+_NO_MODEL = "no model: give --model_name_or_path, a folder or a Hub name"
 
 
 @dataclass
@@ -37,7 +40,7 @@ class ModelArguments:
         check_values(self)
         check_literals(self)
         self.lora_target_modules = split_commas(self.lora_target_modules)
-        require(bool(self.model_name_or_path), "no model: give --model_name_or_path, a folder or a Hub name")
+        require(bool(self.model_name_or_path), _NO_MODEL)
         for item in fields(self):
             require(
                 self.use_peft or not item.name.startswith("lora_") or getattr(self, item.name) == item.default,
@@ -55,6 +58,17 @@ class ModelArguments:
                 f"--trainable_layers {self.trainable_layers}: with --use_peft the model's own weights are frozen; "
                 "leave one of the two out, or name the adapter's modules with --lora_target_modules",
             )
+
+    @property
+    def name(self) -> str:
+        """`model_name_or_path`, which no run is without.
+
+        Raises:
+            ConfigError: it was taken away.
+        """
+        if not self.model_name_or_path:
+            raise ConfigError(_NO_MODEL)
+        return self.model_name_or_path
 
 
 @dataclass

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,6 +115,17 @@ class UnlearnConfig(
         self._check_combinations()
         if not is_copying():
             self._warn_of_unused_options()
+
+    @property
+    def folder(self) -> Path:
+        """`output_dir`, for which transformers has a name where none is given.
+
+        Raises:
+            ConfigError: it was taken away.
+        """
+        if self.output_dir is None:
+            raise ConfigError("no place for the results: give --output_dir")
+        return Path(self.output_dir)
 
     def __getstate__(self) -> dict:
         """Without the token of the Hub: a Trainer pickles its arguments beside every model, for others to read."""

@@ -105,7 +105,7 @@ def prepare_frozen(model: PreTrainedModel, accelerator: Accelerator) -> nn.Modul
     """
     model.eval().requires_grad_(False)
     if _computes_in_bfloat16_without_autocast(accelerator) and not is_zero3(accelerator):
-        model.to(torch.bfloat16)
+        model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers' decorator hides that it is bound
     return _handed_over(model, accelerator)
 
 

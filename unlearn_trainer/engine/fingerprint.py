@@ -8,6 +8,7 @@ import xxhash
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from transformers import PreTrainedModel
 
 from .engines import whole
 
@@ -19,7 +20,7 @@ NOT_OF_THE_MODEL = (
 )
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
+def fingerprint(model: PreTrainedModel) -> dict[str, str]:
     """The types of a model's weights, a digest of its settings, and one of every byte of its weights.
 
     Call it on every process, before an engine has the model or after.

@@ -3,9 +3,11 @@
 import contextlib
 import functools
 import types
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import ConfigError
 from ..model.trials import base_of
@@ -52,7 +54,7 @@ class AttachedHead:
         ConfigError: the model has no output embeddings.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model, self.head = model, VocabularyHead(model)
         self.goes_by_mask: bool | None = None
 
@@ -68,7 +70,7 @@ class AttachedHead:
             del vars(module)[name]
 
     @contextlib.contextmanager
-    def detached(self):
+    def detached(self) -> Iterator[None]:
         """Within the context the model is as it was; then as it is now, also where others have wrapped its forward."""
         kept = [(module, name, vars(module)[name]) for module, name in self._changed()]
         self.detach()
@@ -78,18 +80,19 @@ class AttachedHead:
             for module, name, value in kept:
                 object.__setattr__(module, name, value)
 
-    def _changed(self):
+    def _changed(self) -> tuple[tuple[nn.Module, str], ...]:
         return (self.model, "forward"), (self.head.module, "forward"), (self.model, _NAME)
 
 
 def attach_head(model: nn.Module) -> VocabularyHead:
-    """Attach a head to ``model``, unless it has one; returns it.
+    """Attach a head to ``model``, or to the one within an adapter, unless it has one; returns it.
 
     Raises:
         ConfigError: the model has no output embeddings.
     """
-    if getattr(base_of(model), _NAME, None) is None:
-        AttachedHead(model).attach()
+    base = base_of(model)
+    if getattr(base, _NAME, None) is None:
+        AttachedHead(base).attach()
     return head_of(model)
 
 
@@ -120,7 +123,7 @@ def without_head(model: nn.Module) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if attached is None else attached.detached()
 
 
-def _forward_with(head: VocabularyHead, own_forward):
+def _forward_with(head: VocabularyHead, own_forward: Callable) -> Callable:
     """The forward of a model whose class has ``own_forward``, with the keywords that a head adds."""
 
     @functools.wraps(own_forward)
@@ -142,7 +145,7 @@ def _forward_with(head: VocabularyHead, own_forward):
     return forward
 
 
-def _projection_with(head: VocabularyHead):
+def _projection_with(head: VocabularyHead) -> Callable:
     """The forward of an output projection that fills in segments where it is given some."""
 
     def forward(self, hidden: torch.Tensor, segments: Segments | None = None) -> torch.Tensor:

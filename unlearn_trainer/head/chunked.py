@@ -13,7 +13,7 @@ the logits were.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -68,6 +68,17 @@ class Segment:
     terms: torch.Tensor | None = None
     statistics: TokenStatistics | None = None
 
+    @property
+    def found(self) -> TokenStatistics:
+        """``statistics``, once the forward has filled them in.
+
+        Raises:
+            RuntimeError: no forward was given this segment.
+        """
+        if self.statistics is None:
+            raise RuntimeError("no forward has filled in this segment yet")
+        return self.statistics
+
 
 @dataclasses.dataclass
 class LayerSegment:
@@ -109,7 +120,7 @@ class Segments:
     def __init__(self, *segments: Segment, of_layers: Sequence[LayerSegment] = ()):
         self.segments, self.of_layers = segments, tuple(of_layers)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Segment]:
         return iter(self.segments)
 
 
@@ -150,16 +161,19 @@ class _FusedHead(torch.autograd.Function):
         return d_hidden, None, None, None, *d_parameters
 
 
-def _begin(hidden, student, segments):
+def _begin(hidden: torch.Tensor, student: "_Projection", segments: Sequence[Segment]) -> None:
     """Give ``segments`` the statistics of all their tokens first, for one more product with the head."""
     copies = [dataclasses.replace(segment, loss=None) for segment in segments]
     if copies:
         _run(hidden, student, copies, _Gradients(hidden, student, [], [], False))
     for segment, copy in zip(segments, copies, strict=True):
-        segment.begin(copy.statistics)
+        if segment.begin is not None:
+            segment.begin(copy.found)
 
 
-def _run(hidden, student, segments, gradients):
+def _run(
+    hidden: torch.Tensor, student: "_Projection", segments: Iterable[Segment], gradients: "_Gradients"
+) -> list[torch.Tensor]:
     """Fill in all ``segments``, chunk by chunk; returns the losses of those that have tokens."""
     shares = [_Share(segment, hidden.device) for segment in segments]
     for chunk in _chunks(shares, student.chunk_tokens):
@@ -172,13 +186,16 @@ class _Projection:
 
     def __init__(self, head: VocabularyHead, role: str, device: torch.device):
         self.head, self.role = head, role
-        self.weight, self.bias = head.operands() if head.is_linear else (None, None)
-        dtype = self.weight.dtype if head.is_linear else torch.float32
+        self.weight: torch.Tensor | None = None
+        self.bias: torch.Tensor | None = None
+        if head.is_linear:
+            self.weight, self.bias = head.operands()
+        dtype = self.weight.dtype if self.weight is not None else torch.float32
         self.chunk_tokens = chunk_tokens(head.vocabulary, dtype, device.type, role == "teacher")
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Raw projections [n, V] of ``inputs`` [n, d], in memory that the next call may take."""
-        if not self.head.is_linear:
+        if self.weight is None:
             return self.head.projection_forward(inputs)
         out = reused(self.role, (len(inputs), self.head.vocabulary), self.weight)
         inputs = inputs.to(self.weight.dtype)
@@ -192,14 +209,23 @@ class _Share:
 
     def __init__(self, segment: Segment, device: torch.device):
         self.segment = segment
-        taught = segment.teacher_head is not None and len(segment.targets)
-        self.teacher = _Projection(segment.teacher_head, "teacher", device) if taught else None
+        head = segment.teacher_head if len(segment.targets) else None
+        self.teacher = _Projection(head, "teacher", device) if head is not None else None
         self.positions = [segment.positions]
         if segment.other_positions is not None:
             self.positions.append(segment.other_positions)
-        self.found = []
+        # Of each tile the loss, its terms, and the statistics.
+        self.found: list[tuple[torch.Tensor, torch.Tensor, TokenStatistics]] = []
         if not len(segment.targets):
             segment.statistics = TokenStatistics()
+
+    def taught(self, where: slice) -> tuple[VocabularyHead, torch.Tensor] | None:
+        """The teacher's head and its raw projections [n, V] of some of the tokens, where it is asked."""
+        if self.teacher is None:
+            return None
+        if self.segment.teacher_hidden is None:
+            raise RuntimeError("a segment has the teacher's head, and not its states")
+        return self.teacher.head, self.teacher(self.segment.teacher_hidden[where])
 
     def fill_segment(self) -> torch.Tensor:
         """Put the tiles' figures together in the segment; returns its loss."""
@@ -219,7 +245,8 @@ def _chunks(shares: list[_Share], limit: int) -> Iterator[list[tuple[_Share, sli
     """Even chunks of at most ``limit`` rows of logits; short segments share one, taught ones come in the teacher's."""
     rows = sum(len(share.positions) * len(share.segment.targets) for share in shares)
     limit = math.ceil(rows / math.ceil(rows / limit)) if rows else limit
-    chunk, left = [], limit
+    chunk: list[tuple[_Share, slice]] = []
+    left = limit
     for share in shares:
         start, width = 0, len(share.positions)
         while start < len(share.segment.targets):
@@ -236,10 +263,13 @@ def _chunks(shares: list[_Share], limit: int) -> Iterator[list[tuple[_Share, sli
         yield chunk
 
 
-def _run_chunk(hidden, student, chunk, gradients):
+def _run_chunk(
+    hidden: torch.Tensor, student: _Projection, chunk: list[tuple[_Share, slice]], gradients: "_Gradients"
+) -> None:
     """Logits of a chunk; tile by tile the slope of the loss in their place; from that the gradients."""
     positions = torch.cat([each[where] for share, where in chunk for each in share.positions])
-    inputs, graph = hidden.detach()[positions], None
+    inputs = hidden.detach()[positions]
+    graph: torch.Tensor | None = None
     if gradients.wanted and not student.head.is_linear:
         inputs.requires_grad_(gradients.hidden is not None)
         with torch.enable_grad():
@@ -250,7 +280,7 @@ def _run_chunk(hidden, student, chunk, gradients):
         segment, count = share.segment, where.stop - where.start
         parts = raw[start : start + count * len(share.positions)].split(count)
         start += count * len(share.positions)
-        teacher_raw = share.teacher(segment.teacher_hidden[where]) if share.teacher else None
+        taught = share.taught(where)
         for first in range(0, count, step):
             rows = slice(first, min(first + step, count))
             in_segment = slice(where.start + rows.start, where.start + rows.stop)
@@ -262,8 +292,7 @@ def _run_chunk(hidden, student, chunk, gradients):
                 segment.reduction,
                 segment.teacher_targets[in_segment] if segment.teacher_targets is not None else None,
             )
-            teacher = (segment.teacher_head, teacher_raw[rows]) if share.teacher else None
-            figures = tile.statistics(segment.needs, teacher)
+            figures = tile.statistics(segment.needs, (taught[0], taught[1][rows]) if taught is not None else None)
             loss, terms, slopes = _derive(segment, figures, in_segment)
             share.found.append((loss, terms, figures))
             if gradients.wanted:
@@ -335,5 +364,5 @@ class _Gradients:
         return hidden, [total.to(p.dtype) for total, p in zip(found, self.parameters, strict=True)]
 
 
-def _sum_dtype(tensor):
+def _sum_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -6,6 +6,7 @@ does is tried once, on the model itself.
 """
 
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,8 @@ def lay_out(
             source[index, begin:end] = row * length + np.arange(sizes[row])
             starts[row] = index * longest + begin
             begin = end
-    owner = torch.from_numpy(owner).to(device)
-    seen = (owner[:, :, None] == owner[:, None, :]).tril_()
+    owners = torch.from_numpy(owner).to(device)
+    seen = (owners[:, :, None] == owners[:, None, :]).tril_()
     inputs = {
         "input_ids": input_ids.flatten()[torch.from_numpy(source).to(device)],
         "attention_mask": mask_for(model, seen),
@@ -95,7 +96,7 @@ def mask_for(model: nn.Module, seen: torch.Tensor) -> torch.Tensor:
     ``seen[l, i, j]``: position i of line l attends to j. Every i attends to at least one j.
     """
     seen = seen[:, None]
-    if _config(model)._attn_implementation == "sdpa":
+    if base_of(model).config._attn_implementation == "sdpa":
         return seen
     dtype = _unwrapped(model).dtype
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
@@ -117,8 +118,8 @@ def goes_by_mask(model: nn.Module, length: int) -> bool:
     return attached.goes_by_mask and all(length <= each for each in thresholds(model))
 
 
-def _tried(model):
-    if _config(model)._attn_implementation not in ("eager", "sdpa"):
+def _tried(model: nn.Module) -> bool:
+    if base_of(model).config._attn_implementation not in ("eager", "sdpa"):
         return False
     if "position_ids" not in inspect.signature(type(base_of(model)).forward).parameters:
         return False
@@ -149,9 +150,5 @@ def _tried(model):
     return bool((packed - alone).norm() < rounding_of(model) * alone.norm())
 
 
-def _unwrapped(model):
+def _unwrapped(model: nn.Module) -> Any:
     return getattr(model, "module", model)
-
-
-def _config(model):
-    return base_of(model).config

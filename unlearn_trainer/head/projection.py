@@ -6,10 +6,12 @@ looked up by name.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..errors import ConfigError
 from ..model.trials import nothing_besides, sample_ids
@@ -28,20 +30,21 @@ class VocabularyHead:
         ConfigError: the model has no output embeddings, or alters its logits in a way that is neither scale nor cap.
     """
 
-    def __init__(self, model: nn.Module):
-        self.module = model.get_output_embeddings()
-        if self.module is None:
+    def __init__(self, model: PreTrainedModel):
+        module: nn.Module | None = model.get_output_embeddings()
+        if module is None:
             raise ConfigError(
                 f"{type(model).__name__} has no output embeddings; use a checkpoint that AutoModelForCausalLM can load"
             )
-        self._slot = next(
+        self.module = module
+        self._slot: tuple[dict[str, nn.Module | None], str] | None = next(
             (parent._modules, name)
             for parent in model.modules()
             for name, child in parent._modules.items()
-            if child is self.module
+            if child is module
         )
         # A forward that is patched later still finds the layer's own here.
-        self.projection_forward = self.module.forward
+        self.projection_forward: Callable[[torch.Tensor], torch.Tensor] = module.forward
         self._constants: tuple[float, float | None] | None = None
 
     def let_go_of_the_model(self) -> None:
@@ -50,16 +53,36 @@ class VocabularyHead:
 
     @property
     def scale(self) -> float:
-        return self._constants[0]
+        """What the raw projections are multiplied by.
+
+        Raises:
+            RuntimeError: it has not been measured yet.
+        """
+        return self._measured()[0]
 
     @property
     def cap(self) -> float | None:
-        return self._constants[1]
+        """The greatest logit of a model that has a soft cap.
+
+        Raises:
+            RuntimeError: it has not been measured yet.
+        """
+        return self._measured()[1]
+
+    def _measured(self) -> tuple[float, float | None]:
+        if self._constants is None:
+            raise RuntimeError("scale and soft cap of the logits are not known before measure() is called")
+        return self._constants
 
     @property
     def is_linear(self) -> bool:
         """Whether the head is a plain linear layer, whose gradients can be written down directly."""
         return isinstance(self.module, nn.Linear) and type(self.module).forward is nn.Linear.forward
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[V, d] of a linear head."""
+        return cast(torch.Tensor, self.module.weight)
 
     @property
     def vocabulary(self) -> int:
@@ -68,8 +91,14 @@ class VocabularyHead:
         return len(weight if weight is not None else next(self.module.parameters()))
 
     @contextlib.contextmanager
-    def replaced(self, stand_in: Callable[[torch.Tensor], torch.Tensor]):
-        """Within the context the model calls ``stand_in`` in place of its output projection."""
+    def replaced(self, stand_in: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        """Within the context the model calls ``stand_in`` in place of its output projection.
+
+        Raises:
+            RuntimeError: :meth:`let_go_of_the_model` was called.
+        """
+        if self._slot is None:
+            raise RuntimeError("the head no longer knows the model that it was taken from")
         siblings, name = self._slot
         siblings[name] = _StandIn(self.module, stand_in)
         try:
@@ -78,15 +107,15 @@ class VocabularyHead:
             siblings[name] = self.module
 
     def final_hidden(
-        self, forward: Callable, args: tuple, kwargs: dict, with_layers: bool = False
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None]:
+        self, forward: Callable, args: tuple, kwargs: dict[str, Any], with_layers: bool = False
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The input of the output projection, [rows x length, d]: the model's own forward stopped before its head.
 
         With ``with_layers`` also the states [rows, length, d] between its blocks, as ``output_hidden_states`` does.
         """
-        captured = []
+        captured: list[torch.Tensor] = []
 
-        def stand_in(hidden):
+        def stand_in(hidden: torch.Tensor) -> torch.Tensor:
             captured.append(hidden)
             return hidden[..., :1]
 
@@ -95,7 +124,7 @@ class VocabularyHead:
         with self.replaced(stand_in):
             # An adapter's forward names every argument of the model's, those that were not given as None.
             found = forward(*args, **(kwargs | {"use_cache": False} | more))
-        return captured[-1].flatten(0, -2), found.hidden_states if with_layers else None
+        return captured[-1].flatten(0, -2), found.hidden_states if with_layers else ()
 
     @torch.no_grad()
     def measure(self, model: nn.Module, forward: Callable) -> None:
@@ -104,9 +133,9 @@ class VocabularyHead:
             return
         # 1e-3 is in the linear part of every soft cap in use, 1e4 far beyond its knee.
         values = torch.tensor([1e-3, 1.0, 30.0, 1e4, -1e4], dtype=torch.float32)
-        dtypes = []
+        dtypes: list[torch.dtype] = []
 
-        def stand_in(hidden):
+        def stand_in(hidden: torch.Tensor) -> torch.Tensor:
             dtypes.append(hidden.dtype)
             return values.to(hidden.device, hidden.dtype).expand(*hidden.shape[:-1], -1)
 
@@ -136,7 +165,7 @@ class VocabularyHead:
             )
         self._constants = scale, cap
 
-    def _check_reads_forward(self, model, forward, device):
+    def _check_reads_forward(self, model: nn.Module, forward: Callable, device: torch.device) -> None:
         """Refuses a model whose predictions see the tokens that they are to predict."""
         length, changed = 8, 2
         row = sample_ids(model, length)
@@ -156,7 +185,7 @@ class VocabularyHead:
 
     def operands(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight [V, d] and bias [V] of a linear head, as autocast casts them where it is on."""
-        weight, bias = self.module.weight, self.module.bias
+        weight, bias = self.weight, cast("torch.Tensor | None", self.module.bias)
         device = weight.device.type
         if torch.is_autocast_enabled(device) and weight.dtype == torch.float32:
             dtype = torch.get_autocast_dtype(device)
@@ -179,13 +208,13 @@ class VocabularyHead:
 class _StandIn(nn.Module):
     """Takes the place of the output projection while the body runs; models read its weight's dtype and device."""
 
-    def __init__(self, module: nn.Module, function: Callable):
+    def __init__(self, module: nn.Module, function: Callable[[torch.Tensor], torch.Tensor]):
         super().__init__()
         self.__dict__["weight"] = getattr(module, "weight", None)
         self.__dict__["bias"] = getattr(module, "bias", None)
         self.function = function
 
-    def forward(self, hidden):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.function(hidden)
 
 

@@ -95,13 +95,13 @@ class Tile:
 
     def put_slopes(self, slopes: dict[str, torch.Tensor]) -> None:
         """Put d loss / d raw projection in the place of ``parts``, from d loss / d each statistic of a token, [n]."""
-        by_nll, by_kl = (slopes[name][:, None] if name in slopes else None for name in ("nll", "kl"))
+        by_nll = slopes["nll"][:, None] if "nll" in slopes else None
         of_nll = [(self.own.probs, by_nll)] if by_nll is not None else []
         of_kl = []
-        if by_kl is not None:
-            by_kl = self.temperature * by_kl
+        if "kl" in slopes:
+            by_kl = self.temperature * slopes["kl"][:, None]
             of_kl = [(self.compared.probs, by_kl), (self.teacher.probs, -by_kl)]
-            if self.compared is self.own and of_nll:
+            if self.compared is self.own and by_nll is not None:
                 of_nll, of_kl = [(self.own.probs, by_nll + by_kl)], of_kl[1:]
         dense = None
         if "reduced" in slopes:
@@ -168,7 +168,14 @@ def _finished(head, raw, role):
     return head.finish_(raw)
 
 
-_held = threading.local()
+class _Held(threading.local):
+    """What each role last held, by thread."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+
+_held = _Held()
 
 
 def reused(role: str, shape, like: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -179,8 +186,8 @@ def reused(role: str, shape, like: torch.Tensor, dtype: torch.dtype | None = Non
     dtype = dtype or like.dtype
     if like.device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=like.device)
-    flat, count = vars(_held).get((role, dtype)), math.prod(shape)
+    flat, count = _held.tensors.get((role, dtype)), math.prod(shape)
     if flat is None or len(flat) < count:
         with torch.inference_mode(False):  # what is made in inference mode could not be written to in training
-            flat = vars(_held)[role, dtype] = torch.empty(count, dtype=dtype)
+            flat = _held.tensors[role, dtype] = torch.empty(count, dtype=dtype)
     return flat[:count].view(shape)

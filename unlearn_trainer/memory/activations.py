@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AttentionInterface
 
 from ..head.projection import VocabularyHead
+from ..model.trials import base_of
 
 
 def saved_for_backward(
@@ -28,7 +29,7 @@ def saved_for_backward(
         Activations, and the copies of weights that autocast makes.
     """
     model = copy.deepcopy(model).to(cast_to).train()
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     if base.config._attn_implementation != "eager":
         base.set_attn_implementation(_FUSED)
     head = VocabularyHead(base)
@@ -37,9 +38,10 @@ def saved_for_backward(
     masks = [torch.ones_like(ids), torch.zeros(rows, 1, length, length, dtype=cast_to, device="meta")]
     for mask in masks:
         weights = {id(storage): storage for storage in map(torch.Tensor.untyped_storage, model.parameters())}
-        kept, casting = {}, _Autocast(autocast)
+        kept: dict[int, torch.UntypedStorage] = {}
+        casting = _Autocast(autocast)
 
-        def keep(tensor, kept=kept):
+        def keep(tensor: torch.Tensor, kept: dict[int, torch.UntypedStorage] = kept) -> torch.Tensor:
             kept[id(tensor.untyped_storage())] = tensor.untyped_storage()
             return tensor
 

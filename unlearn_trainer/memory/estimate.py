@@ -11,7 +11,8 @@ import dataclasses
 import math
 
 import torch
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
 
 from ..config.arguments import DataArguments, ModelArguments
 from ..config.unlearn_config import CHECKPOINTING, UnlearnConfig
@@ -21,6 +22,7 @@ from ..head.chunked import chunk_tokens, tile_rows
 from ..head.projection import VocabularyHead
 from ..model.layers import restrict_training
 from ..model.loading import apply_peft, load_config
+from ..model.trials import base_of, made_without_values, text_config
 from ..step.loss import resolve_objectives
 from .activations import saved_for_backward
 
@@ -84,8 +86,8 @@ class MemoryEstimate:
     teacher: int
     heads: int
     activations: int
-    buffers: int
-    peak: int
+    buffers: float
+    peak: float
     host: int = 0
 
 
@@ -107,9 +109,8 @@ class StepMemory:
             )
         self.args = args
         self.model = apply_peft(restrict_training(build_on_meta(model_args), model_args.trainable_layers), model_args)
-        base = self.model.get_base_model() if model_args.use_peft else self.model
-        self.config = base.config.get_text_config()
-        self.head = VocabularyHead(base)
+        self.config = text_config(self.model)
+        self.head = VocabularyHead(base_of(self.model))
         # A tied weight is one parameter.
         self.parameters = [(p.numel(), p.element_size(), p.requires_grad) for p in self.model.parameters()]
         self.trained_shapes = [p.shape for p in self.model.parameters() if p.requires_grad]
@@ -130,7 +131,7 @@ class StepMemory:
         self.is_split = any(objective.at_label and not objective.predicts_next for objective in objectives)
 
         self.mixed = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-        self.loaded = self.head.module.weight.dtype
+        self.loaded = self.head.weight.dtype
         self._traced: dict[tuple, tuple[int, int]] = {}
         self.is_traced = True
 
@@ -156,7 +157,7 @@ class StepMemory:
         optimizer = self._optimizer_state(state_size, is_flat=is_deepspeed) + (4 * self.trained if is_deepspeed else 0)
         frozen = self.count * size if is_deepspeed else sum(numel * own for numel, own, _ in self.parameters)
         if self.args.teacher == "cached" and not shards_weights:  # its head stays, its states are in a file
-            head = self.head.module.weight
+            head = self.head.weight
             frozen = head.numel() * (size if is_deepspeed else head.element_size())
         teacher = frozen if self.has_resident_teacher else 0
 
@@ -183,7 +184,7 @@ class StepMemory:
         )
 
     def _optimizer_state(self, size: float, is_flat: bool) -> float:
-        name = str(getattr(self.args.optim, "value", self.args.optim))
+        name = _optimizer(self.args)
         if name == "adafactor":  # rows and columns of matrices, in float32; all of what DeepSpeed has flattened
             matrices = [shape for shape in self.trained_shapes if len(shape) > 1 and not is_flat]
             factors = sum(shape.numel() // shape[-1] + shape.numel() // shape[-2] for shape in matrices)
@@ -192,7 +193,7 @@ class StepMemory:
 
     def _buffers(self, engine: str, gpus: int, size: int, gradients: int) -> tuple[float, float]:
         """Bytes of what an engine holds besides: throughout, and with the finished gradients at the end of a step."""
-        head = self.head.module.weight
+        head = self.head.weight
         largest = max((shape.numel() for shape in self.trained_shapes), default=0)
         if engine == "ddp":
             # The embedding's gradient is whole before it is added to that of a head it is tied to.
@@ -210,7 +211,7 @@ class StepMemory:
 
     def _heads(self, uses_autocast: bool, size: int) -> int:
         """A chunk of logits of student and teacher, the tiles' work, the head's gradient, final hidden states."""
-        weight, dtype = self.head.module.weight, self.mixed or self.loaded
+        weight, dtype = self.head.weight, self.mixed or self.loaded
         vocabulary = len(weight)
         predicting = self.args.per_device_train_batch_size * (self.length - 1)
         predicted = self.rows * (self.length - 1) + (predicting if self.is_split else 0)
@@ -255,15 +256,13 @@ class StepMemory:
             return kept, 2 * self.count if autocast else 0
 
 
-def build_on_meta(model_args: ModelArguments) -> torch.nn.Module:
+def build_on_meta(model_args: ModelArguments) -> PreTrainedModel:
     """The model as ``load_model`` would load it, without values; reads its configuration only."""
     config = load_config(model_args)
     if model_args.attn_implementation == "eager":
         config._attn_implementation = "eager"
     wanted = (config.dtype or torch.float32) if model_args.dtype == "auto" else getattr(torch, model_args.dtype)
-    # The class itself: AutoModelForCausalLM would partition the model where the run is configured for ZeRO-3.
-    with torch.device("meta"):
-        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(wanted)
+    return made_without_values(config).to(wanted)  # type: ignore[arg-type]  # their decorator hides that it is bound
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -283,7 +282,7 @@ def memory_table(model_args: ModelArguments, data_args: DataArguments, args: Unl
     estimates = [step.estimate(engine, gpus) for gpus in counts for engine in ENGINES]
     numbers = ["weights", "gradients", "optimizer", "teacher", "heads", "activations", "buffers", "peak", "host"]
     lines = [
-        f"{step.count / 1e9:.3g}e9 parameters, {step.trained / 1e9:.3g}e9 trained in {args.optim.value}; "
+        f"{step.count / 1e9:.3g}e9 parameters, {step.trained / 1e9:.3g}e9 trained in {_optimizer(args)}; "
         f"batch of {step.rows} rows x {step.length} tokens; GB (10^9 bytes) a GPU",
         f"{'engine':13} {'GPUs':>4} " + " ".join(f"{name:>11}" for name in numbers),
     ]
@@ -313,6 +312,10 @@ def memory_table(model_args: ModelArguments, data_args: DataArguments, args: Unl
     if tight:
         lines.append(f"to fit {', '.join(tight)}: {_remedy(step, estimates[-1], model_args, args)}")
     return "\n".join(lines)
+
+
+def _optimizer(args: UnlearnConfig) -> str:
+    return OptimizerNames(args.optim).value
 
 
 def _start(estimate: MemoryEstimate) -> str:

@@ -1,19 +1,20 @@
 """Folders that hold nothing but an adapter: which model it was put on, and how many tokens its embedding has."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.finished import base_of_adapter
 from ..errors import ConfigError
+from .trials import embedding_of, made_without_values
 
 ADAPTER = "adapter_config.json"
 PREFIX = "base_model.model."  # of the names in an adapter's file, before the model's own
 # What follows a layer's name where its values are saved whole.
-WHOLE = ("weight", "base_layer.weight", "token_adapter.base_layer.weight", "original_module.weight")
+WHOLE: tuple[str, ...] = ("weight", "base_layer.weight", "token_adapter.base_layer.weight", "original_module.weight")
 WHOLE += ("modules_to_save.weight",)
 
 
@@ -51,7 +52,7 @@ def chain_of(name: str, revision: str | None, flag: str) -> list[tuple[str, str 
         ConfigError: an adapter is for itself, directly or by way of others.
     """
     chain = [(name, revision)]
-    seen = []
+    seen: list[Path] = []
     while is_adapter(folder := Path(chain[-1][0])):
         if folder.resolve() in seen:
             first = seen.index(folder.resolve())
@@ -74,7 +75,8 @@ def resize_for(model: PreTrainedModel, folder: str, flag: str) -> None:
         ConfigError: the adapter's file cannot be read, or has not all values of the new rows.
     """
     shapes, names, is_tied = _saved_shapes(folder, flag), _names(model), _is_tied(model)
-    sizes, whole = {}, set()
+    sizes: dict[str, int] = {}
+    whole: set[str] = set()
     for name in names:
         for key, shape in shapes.items():
             ending = key.removeprefix(PREFIX).removeprefix(f"{name}.")
@@ -91,7 +93,7 @@ def resize_for(model: PreTrainedModel, folder: str, flag: str) -> None:
     if len(known) > 1:
         found = ", ".join(f"{name} of {size}" for name, size in sizes.items())
         raise ConfigError(f"{flag} {folder}: the adapter has rows that contradict each other ({found}); save it again")
-    rows = model.get_input_embeddings().num_embeddings
+    rows = embedding_of(model).num_embeddings
     wanted = known.pop() if known else rows
     if wanted > rows:
         # Where the two are one, the values of one are those of both, unless it was trained apart from the other.
@@ -122,8 +124,7 @@ def untie_adapted(model: PreTrainedModel) -> None:
 
 def sized_for(config: PretrainedConfig, folder: str, flag: str) -> PretrainedConfig:
     """The configuration that a model of ``config`` has with the adapter in ``folder`` merged."""
-    with torch.device("meta"):
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    model = made_without_values(config)
     resize_for(model, folder, flag)
     if _is_tied(model):
         names, shapes = _names(model), _saved_shapes(folder, flag)
@@ -133,24 +134,24 @@ def sized_for(config: PretrainedConfig, folder: str, flag: str) -> PretrainedCon
     return model.config
 
 
-def _is_tied(model):
+def _is_tied(model: PreTrainedModel) -> bool:
     head = model.get_output_embeddings()
     return head is not None and head.weight is model.get_input_embeddings().weight
 
 
-def _note_untied(config):
+def _note_untied(config: PretrainedConfig) -> None:
     for part in (config, config.get_text_config()):
         part.tie_word_embeddings = False
 
 
-def _names(model) -> list[str]:
+def _names(model: PreTrainedModel) -> list[str]:
     """Names of the embedding and, where there is one, of the head."""
     layers = [model.get_input_embeddings(), model.get_output_embeddings()]
     modules = {module: name for name, module in model.named_modules()}
     return [modules[layer] for layer in layers if layer is not None]
 
 
-def _saved_shapes(folder, flag):
+def _saved_shapes(folder: str, flag: str) -> dict[str, tuple[int, ...]]:
     """``{name: shape}`` of the tensors in an adapter's file."""
     from peft.utils import load_peft_weights
 
@@ -163,7 +164,7 @@ def _saved_shapes(folder, flag):
         raise ConfigError(f"{flag} {folder}: the adapter's weights cannot be read: {reason}") from error
 
 
-def _trained_apart(names, shapes, folder) -> set[str]:
+def _trained_apart(names: Sequence[str], shapes: Mapping[str, tuple[int, ...]], folder: str) -> set[str]:
     """Of the embedding and the head those that the adapter holds as trained whole without the other.
 
     Whether peft trained the two as one, where it was told to, shows in what it saved; it does not know all families.

@@ -11,6 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config.layer_spec import FLAG, parse_layers
 from ..errors import ConfigError
+from .trials import base_of
 
 
 def transformer_blocks(model: PreTrainedModel) -> list[nn.ModuleList]:
@@ -101,7 +102,7 @@ def check_trained(model: nn.Module, blocks: int | None) -> None:
         raise ConfigError("no weight of the model is trainable (requires_grad): there is nothing to train")
     if blocks is None:
         return
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = base_of(model)
     behind = {id(p) for group in transformer_blocks(plain) for block in group[blocks:] for p in block.parameters()}
     head = plain.get_output_embeddings()
     embedding = {id(p) for p in plain.get_input_embeddings().parameters()}

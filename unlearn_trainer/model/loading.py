@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import transformers
@@ -30,9 +31,10 @@ from transformers.integrations.deepspeed import (
 from ..config.arguments import ModelArguments
 from ..data.items import shorten
 from ..errors import ConfigError, show_name
-from .adapter_folders import chain_of, is_adapter, resize_for, sized_for, untie_adapted
+from .adapter_folders import chain_of, resize_for, sized_for, untie_adapted
 from .adapters import lora_targets, unfit_for_lora
-from .saving import as_loaded, lend_padding, refusal_to_save
+from .saving import SavedAsLoaded, as_loaded, lend_padding, refusal_to_save
+from .trials import base_of, embedding_of, text_config
 
 
 def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
@@ -48,14 +50,14 @@ def load_tokenizer(model_args: ModelArguments) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigError(
-                f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path} has neither a padding "
+                f"the tokenizer of {model_args.tokenizer_name or model_args.name} has neither a padding "
                 "nor an end-of-text token; save it again with a pad_token set, and name it with --tokenizer_name"
             )
         lend_padding(tokenizer)
     problem = refusal_to_save(tokenizer)
     if problem is not None:
         raise ConfigError(
-            f"the tokenizer of {model_args.tokenizer_name or model_args.model_name_or_path} could not be saved: "
+            f"the tokenizer of {model_args.tokenizer_name or model_args.name} could not be saved: "
             f"{problem}. Mend it, or name another with --tokenizer_name"
         )
     return tokenizer
@@ -77,7 +79,7 @@ def load_model(
     Raises:
         ConfigError: the model cannot be loaded whole, is no causal language model, or does not fit the tokenizer.
     """
-    name = model_args.model_name_or_path
+    name = model_args.name
     base = _base_of_adapter(model_args, flag)
     if base is not None:
         _check_can_merge(name, flag)
@@ -155,7 +157,7 @@ def apply_peft(model: PreTrainedModel, model_args: ModelArguments) -> PreTrained
             f"--lora_target_modules {names}: merging an adapter into the embedding would change the vocabulary head "
             "too, whose weights it shares; leave out the embedding, or --merge_adapter"
         )
-    return adapted
+    return cast(PreTrainedModel, adapted)  # it passes on whatever is asked of the model within
 
 
 def check_adapter(model: PreTrainedModel) -> None:
@@ -173,7 +175,7 @@ def check_adapter(model: PreTrainedModel) -> None:
         )
 
 
-def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
+def save_trained(trainer: SavedAsLoaded, model_args: ModelArguments) -> None:
     """Write the trained model and its tokenizer to the output folder; call it on every process.
 
     With `--merge_adapter` that is an ordinary model, and the adapter is kept in its folder `adapter`. It is merged on
@@ -182,7 +184,7 @@ def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
     Args:
         model_args: of the model that the adapter was put on.
     """
-    folder = Path(trainer.args.output_dir)
+    folder = trainer.args.folder
     if not model_args.merge_adapter:
         trainer.save_model(str(folder), _internal_call=True)  # uploaded only with its results
         return
@@ -193,8 +195,9 @@ def save_trained(trainer: Trainer, model_args: ModelArguments) -> None:
         with _loading_whole(trainer):
             adapted = PeftModel.from_pretrained(load_model(model_args), folder / "adapter", torch_device="cpu")
             adapted.merge_and_unload().save_pretrained(folder)
-        with as_loaded(trainer.processing_class):
-            trainer.processing_class.save_pretrained(folder)
+        if trainer.processing_class is not None:
+            with as_loaded(trainer.processing_class):
+                trainer.processing_class.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
 
 
@@ -216,7 +219,7 @@ def check_same_vocabulary(student: PreTrainedModel, teacher: PreTrainedModel) ->
     Raises:
         ConfigError: the two vocabularies differ in size.
     """
-    sizes = [model.config.get_text_config().vocab_size for model in (student, teacher)]
+    sizes = [text_config(model).vocab_size for model in (student, teacher)]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"the model has a vocabulary of {sizes[0]} tokens and its teacher one of {sizes[1]}; "
@@ -232,15 +235,15 @@ def load_config(model_args: ModelArguments, flag: str = "--model_name_or_path") 
     """
     base = _base_of_adapter(model_args, flag)
     if base is not None:
-        return sized_for(load_config(base, flag), model_args.model_name_or_path, flag)
+        return sized_for(load_config(base, flag), model_args.name, flag)
     config = _load_part(AutoConfig, "model configuration", model_args, flag)
-    _check_is_causal(config, model_args.model_name_or_path, flag)
+    _check_is_causal(config, model_args.name, flag)
     return config
 
 
 def _base_of_adapter(model_args: ModelArguments, flag: str) -> ModelArguments | None:
     """What the adapter in a folder was put on; None for a folder with a model of its own, or no folder."""
-    chain = chain_of(model_args.model_name_or_path, model_args.revision, flag)
+    chain = chain_of(model_args.name, model_args.revision, flag)
     if len(chain) == 1:
         return None
     name, revision = chain[1]
@@ -249,12 +252,9 @@ def _base_of_adapter(model_args: ModelArguments, flag: str) -> ModelArguments | 
 
 def _with_tokenizer(model_args: ModelArguments) -> ModelArguments:
     """The model itself, or, of an adapter that was saved without a tokenizer, the one that it was put on."""
-    folder = Path(model_args.model_name_or_path)
-    if is_adapter(folder) and not any(
-        (folder / name).exists() for name in ("tokenizer_config.json", "tokenizer.json")
-    ):
-        return _with_tokenizer(_base_of_adapter(model_args, "--model_name_or_path"))
-    return model_args
+    files = [Path(model_args.name) / name for name in ("tokenizer_config.json", "tokenizer.json")]
+    base = None if any(file.exists() for file in files) else _base_of_adapter(model_args, "--model_name_or_path")
+    return model_args if base is None else _with_tokenizer(base)
 
 
 def _check_can_merge(folder: str, flag: str) -> None:
@@ -274,7 +274,7 @@ def _merged(model: PreTrainedModel, folder: str, flag: str) -> PreTrainedModel:
     try:
         # An adapter freezes the weights that it is put on.
         adapted = PeftModel.from_pretrained(model, folder, torch_device="cpu")
-        untie_adapted(adapted.get_base_model())
+        untie_adapted(base_of(adapted))
         return adapted.merge_and_unload().requires_grad_(True).eval()
     except Exception as error:  # of kinds that cannot be merged, and of files that do not fit, each has its own
         reason = " ".join(str(error).split())
@@ -294,7 +294,7 @@ def _unpacked(model_args: ModelArguments) -> dict:
 def _load_part(auto_class, what: str, model_args: ModelArguments, flag: str, **settings):
     places = {"revision": model_args.revision, "gguf_file": model_args.gguf_file}
     settings |= {key: value for key, value in places.items() if value is not None}
-    return _load(auto_class, what, model_args.model_name_or_path, flag, **settings)
+    return _load(auto_class, what, model_args.name, flag, **settings)
 
 
 def _load(auto_class, what: str, name: str, flag: str, **settings):
@@ -329,7 +329,9 @@ def check_given(model: object, named: str = "model") -> None:
         raise ConfigError(f"{named} is the name {show_name(model, 200)}; {remedy}")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{named} is {kind}; {remedy}")
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain: Any = model
+    if hasattr(model, "get_base_model"):
+        plain = plain.get_base_model()
     config = getattr(plain, "config", None)
     if not isinstance(config, PretrainedConfig) or not hasattr(plain, "get_output_embeddings"):
         raise ConfigError(f"{named} is {kind}, no model of transformers; {remedy}")
@@ -365,7 +367,7 @@ def _not_causal(config: PretrainedConfig) -> str | None:
 
 
 def _check_ids_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    rows = model.get_input_embeddings().num_embeddings
+    rows = embedding_of(model).num_embeddings
     # Gemma 3's text models share a tokenizer whose image placeholder they have no row for; no text ever becomes it.
     placeholders = {
         token_id

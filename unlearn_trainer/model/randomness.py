@@ -9,13 +9,14 @@ import inspect
 import random
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers.utils import logging
 
-from .trials import base_of, rounding_of, sample_ids
+from .trials import base_of, embedding_of, rounding_of, sample_ids
 
 logger = logging.get_logger(__name__)
 
@@ -28,7 +29,8 @@ def disable_dropout(model: nn.Module) -> None:
     With dropout the figures of the training rows, which language weights and guards rest on, are not those of the
     model, and the student differs from a teacher of the same weights: preference trainers turn it off for that reason.
     """
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in vars(module).items():  # what is handed to functional.dropout, or skips whole layers
@@ -80,25 +82,26 @@ def switch_off_chance(model: nn.Module, noise: float | None = None) -> None:
         )
 
 
-def run_as_in_evaluation(model: nn.Module, classes: set[type]) -> None:
+def run_as_in_evaluation(model: nn.Module, classes: set[type[nn.Module]]) -> None:
     """Lets the own code of every module of ``classes`` run as in evaluation, in every forward of the model or a copy.
 
     A module's parts keep their mode, and so does the module itself between forwards, so that checkpointing of
     activations and whoever else asks for its mode go on as before.
     """
-    for module in model.modules():
+    modules: Iterator[Any] = model.modules()
+    for module in modules:
         if type(module) in classes and not hasattr(module, "_mode_outside"):
             module._mode_outside = []
             module.register_forward_pre_hook(_enter_evaluation, prepend=True)
             module.register_forward_hook(_leave_evaluation, always_call=True)
 
 
-def _enter_evaluation(module, args):
+def _enter_evaluation(module: Any, args: Any) -> None:
     module._mode_outside.append(module.training)
     module.training = False
 
 
-def _leave_evaluation(module, args, output):
+def _leave_evaluation(module: Any, args: Any, output: Any) -> None:
     module.training = module._mode_outside.pop()
 
 
@@ -106,7 +109,7 @@ def _leave_evaluation(module, args, output):
 def _forward(model: nn.Module) -> tuple[torch.Tensor, dict[str, nn.Module]]:
     """Logits [length, V] of a few tokens, and the modules whose own code drew random numbers, by name."""
     base = base_of(model)
-    device = base.get_input_embeddings().weight.device
+    device = embedding_of(model).weight.device
     ids = torch.tensor([sample_ids(model, TRIAL_TOKENS)], device=device)
     watch = _Watch(device)
     handles = []
@@ -159,7 +162,7 @@ def _random_states(device):
 
 @contextlib.contextmanager
 def _same_random_states(model: nn.Module) -> Iterator[None]:
-    device = base_of(model).get_input_embeddings().weight.device
+    device = embedding_of(model).weight.device
     states = random.getstate(), np.random.get_state()
     others = {"devices": [device], "device_type": device.type} if device.type != "cpu" else {"devices": []}
     with torch.random.fork_rng(**others):
@@ -180,14 +183,14 @@ def _same_modes(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _routers(model: nn.Module) -> set[type]:
+def _routers(model: nn.Module) -> set[type[nn.Module]]:
     """Classes of routers and blocks of experts whose code asks for the mode."""
     classes = {type(module) for module in model.modules()}
     routers = {each for each in classes if re.search(r"router|moe|gate(?!d)", each.__name__, re.IGNORECASE)}
     return {each for each in routers if "self.training" in _source(each)}
 
 
-def _source(of_class: type) -> str:
+def _source(of_class: type[nn.Module]) -> str:
     try:
         return inspect.getsource(of_class.forward)
     except (OSError, TypeError):

@@ -7,12 +7,15 @@ the time of the run only: whoever loads the result has not trained it.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.utils import logging
 
+from ..config.unlearn_config import UnlearnConfig
 from ..errors import ConfigError
+from .trials import base_of
 
 logger = logging.get_logger(__name__)
 
@@ -35,7 +38,7 @@ def make_savable(model: PreTrainedModel) -> None:
     Raises:
         ConfigError: one of the two cannot be saved even so.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     settings = getattr(base, "generation_config", None)
     problem = refusal_to_save(base.config)
     if problem is None and settings is not None and refusal_to_save(settings) is not None:
@@ -87,23 +90,27 @@ def lend_padding(tokenizer: PreTrainedTokenizerBase) -> None:
 @contextlib.contextmanager
 def as_loaded(tokenizer: PreTrainedTokenizerBase | None) -> Iterator[None]:
     """Within the context the tokenizer has the padding token that it was loaded with, which may be none."""
-    lent = getattr(tokenizer, "padding_is_lent", False)
-    if lent:
-        tokenizer.pad_token = None
+    lent = tokenizer if getattr(tokenizer, "padding_is_lent", False) else None
+    if lent is not None:
+        lent.pad_token = None
     try:
         yield
     finally:
-        if lent:
-            tokenizer.pad_token = tokenizer.eos_token
+        if lent is not None:
+            lent.pad_token = lent.eos_token
 
 
-class SavedAsLoaded:
-    """Mix-in before ``Trainer``: configuration, generation settings and tokenizer are saved as they were passed in."""
+class SavedAsLoaded(Trainer):
+    """A Trainer that saves configuration, generation settings and tokenizer as they were passed in."""
 
-    def __init__(self, *args, model: PreTrainedModel, **kwargs):
+    args: UnlearnConfig
+    model: PreTrainedModel
+    processing_class: PreTrainedTokenizerBase | None
+
+    def __init__(self, model: PreTrainedModel, **kwargs):
         make_savable(model)
         self._loaded = [{name: _value(part, name) for name in OF_THE_TRAINER} for part in _settings(model)]
-        super().__init__(*args, model=model, **kwargs)
+        super().__init__(model=model, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         parts = _settings(self.accelerator.unwrap_model(self.model, keep_torch_compile=False))
@@ -123,15 +130,15 @@ _ABSENT = object()
 
 def _settings(model: PreTrainedModel) -> list:
     """The configuration of the model, of its text part, and its generation settings."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     return [base.config, base.config.get_text_config(), getattr(base, "generation_config", None)]
 
 
-def _value(part, name):
+def _value(part: object, name: str) -> Any:
     return vars(part).get(name, _ABSENT) if part is not None else _ABSENT
 
 
-def _write(part, values):
+def _write(part: object, values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is not _ABSENT:
             setattr(part, name, value)

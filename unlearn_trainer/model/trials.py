@@ -3,9 +3,14 @@
 import inspect
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig, PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 # Row lengths from which on some layer, or the table behind some position, works differently.
 _THRESHOLD_NAMES = re.compile(
@@ -18,7 +23,7 @@ def thresholds(model: nn.Module) -> list[int]:
     """Row lengths from which on ``model`` may compute differently: of windows, chunks, and scaled positions."""
     found: set[int] = set()
 
-    def collect(name, value):
+    def collect(name: str, value: Any) -> None:
         if isinstance(value, dict):
             for key, inner in value.items():
                 collect(name if _is_threshold(name) else str(key), inner)
@@ -28,7 +33,7 @@ def thresholds(model: nn.Module) -> list[int]:
         elif isinstance(value, int) and not isinstance(value, bool) and _is_threshold(str(name)):
             found.add(value)
 
-    for name, value in base_of(model).config.get_text_config().to_dict().items():
+    for name, value in text_config(model).to_dict().items():
         collect(name, value)
     return sorted(value for value in found if value > 0)
 
@@ -42,10 +47,33 @@ def rounding_of(model: nn.Module) -> float:
     return max(1e-5, 5 * eps)
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: nn.Module) -> PreTrainedModel:
     """The language model itself, within an engine's wrapper and an adapter."""
-    model = getattr(model, "module", model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = getattr(model, "module", model)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def adapted(model: nn.Module) -> "PeftModel | None":
+    """``model`` where it has an adapter around it that can be switched off, else ``None``."""
+    return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
+
+
+def embedding_of(model: nn.Module) -> nn.Embedding:
+    """The layer that makes token ids vectors."""
+    return cast(nn.Embedding, base_of(model).get_input_embeddings())
+
+
+def text_config(model: nn.Module) -> PretrainedConfig:
+    """The configuration of the language model itself, or of that part of it where it reads pictures or sound too."""
+    return base_of(model).config.get_text_config()
+
+
+def made_without_values(config: PretrainedConfig) -> PreTrainedModel:
+    """The causal language model of ``config``, whole on the device ``meta``."""
+    # The class itself: AutoModelForCausalLM would partition the model where the run is configured for ZeRO-3.
+    of_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with torch.device("meta"):
+        return of_class(config)
 
 
 def nothing_besides(forward: Callable) -> dict[str, bool]:
@@ -59,7 +87,7 @@ def nothing_besides(forward: Callable) -> dict[str, bool]:
 
 def sample_ids(model: nn.Module, length: int, start: int = 0) -> list[int]:
     """``length`` token ids for a trial, none of them special in most vocabularies."""
-    config = base_of(model).config.get_text_config()
+    config = text_config(model)
     special: set = set()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         value = getattr(config, name, None)
@@ -69,5 +97,5 @@ def sample_ids(model: nn.Module, length: int, start: int = 0) -> list[int]:
     return [usable[(start + 7 * place) % len(usable)] for place in range(length)]
 
 
-def _is_threshold(name):
+def _is_threshold(name: str) -> bool:
     return bool(_THRESHOLD_NAMES.search(name)) and not _COUNTS.search(name)

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 # Vermillion of Okabe and Ito (2008): told apart from grey and from blue with every kind of colour vision.
@@ -24,7 +25,7 @@ ENDS = {0: "never seen", 1: "before"}
 SPAN = (-0.3, 1.3)
 _FONT = 11
 _SVG = "http://www.w3.org/2000/svg"
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "unlearn_trainer",
     "font.family": "DejaVu Sans",
@@ -220,7 +221,9 @@ class _Drawing:
         from matplotlib.figure import Figure
 
         self._settings = lambda: rc_context(_SETTINGS)
-        self._size, self._tooltips, self._group = (width, height), {}, None
+        self._size = (width, height)
+        self._tooltips: dict[str, str] = {}
+        self._group: str | None = None
         with self._settings():
             self._figure = Figure((width / 72, height / 72))
             self._axes = self._figure.add_axes((0, 0, 1, 1))
@@ -311,7 +314,7 @@ def _strip_names(root: ElementTree.Element, tooltips: Mapping[str, str]) -> None
     for parent in list(root.iter()):
         for child in list(parent):
             # matplotlib draws patches, lines and texts one kind after the other: what has one tooltip comes together.
-            name = child.attrib.pop("id", None)
+            name = child.attrib.pop("id", "")
             if name in groups:
                 groups[name].extend(child)
             if name in groups or child.tag in (f"{{{_SVG}}}metadata", f"{{{_SVG}}}defs"):

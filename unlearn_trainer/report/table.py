@@ -125,7 +125,7 @@ def _render_group(group: _Group, results: dict[str, Any], blocks: list[list[str]
         title = "now" if phase == "after" and not results.get("before") else PHASES[phase]
         cells = [title + " " * (phase == judged)]
         for number, values in enumerate(column):
-            before = columns["before"][number] if "before" in columns else [None] * len(values)
+            before: list[float | None] = columns["before"][number] if "before" in columns else [None] * len(values)
             worst = _worst(group, before, values) if phase == judged else set()
             for index, value in enumerate([*values, _mean(values)]):
                 mark = "*" if index in worst else " " * (phase == judged)

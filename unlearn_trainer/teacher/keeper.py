@@ -68,7 +68,7 @@ class KeepsTeacher:
             questions,
             trained,
             self.teacher.model.config.get_text_config().hidden_size,
-            self.teacher.head.module.weight.shape[1],
+            self.teacher.head.weight.shape[1],
         )
         if wish == "auto":
             epochs = steps / self._steps_per_epoch()

@@ -144,7 +144,7 @@ class ResidentTeacher:
         self.is_copy = is_copy
         self.model = model.eval().requires_grad_(False)
         self.wrapped: nn.Module = model
-        self.head: VocabularyHead = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        self.head: VocabularyHead = attach_head(model)
 
     def prepare(self, accelerator: Accelerator) -> None:
         """Hand the model to the engine; call it once, on every process."""
@@ -170,7 +170,7 @@ class AdapterTeacher:
 
     def __init__(self, model: nn.Module):
         self.model = model
-        self.head: VocabularyHead = attach_head(model.get_base_model())
+        self.head: VocabularyHead = attach_head(model)
 
     @torch.no_grad()
     def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
