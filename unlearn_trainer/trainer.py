@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .config.unlearn_config import UnlearnConfig
 from .console import CompactPrinter, CompactProgress
+from .data.batch import RowGroup
 from .data.collator import TrainingRows
 from .data.row_checks import check_rows, learned_positions
 from .data.sampler import UnlearnBatchSampler, group_items
@@ -130,12 +131,12 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
         collator = collator_for(self.objectives, used, config, processing_class, max_seq_length)
         self.predict_dataset = predict_dataset or {}
         self.teacher = make_teacher(model, args, self.objectives, teacher)
-        self.head = attach_head(model.get_base_model() if hasattr(model, "get_base_model") else model)
+        self.head = attach_head(model)
         super().__init__(
             model=model,
             args=args,
             data_collator=collator,
-            train_dataset=TrainingRows(used["forget"], used["retain"]),
+            train_dataset=TrainingRows(used[RowGroup.FORGET], used[RowGroup.RETAIN]),
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             callbacks=[
@@ -182,11 +183,6 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             if self.pop_callback(noisy) is not None:
                 self.add_callback(compact)
 
-    @property
-    def language_weights(self) -> LanguageWeightCallback:
-        """The callback that owns the weights; resuming replaces it, so it is looked up each time."""
-        return next(c for c in self.callback_handler.callbacks if isinstance(c, LanguageWeightCallback))
-
     def identity(self) -> dict:
         """What a resumed run must have in common with the run that wrote the checkpoint; call it on every process."""
         return identity_of(self, self._start or fingerprint(self.model), self._teacher_signature())
@@ -226,7 +222,7 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
         identity = self.identity()
         if checkpoint:  # ahead of its weights, which another run's model may not be able to take
             check_whole(Path(checkpoint))
-            planned = math.ceil(self.args.num_train_epochs * self._steps_per_epoch())
+            planned = math.ceil(self.args.num_train_epochs * self.train_sampler.steps_per_epoch)
             steps = self.args.max_steps if self.args.max_steps > 0 else planned
             check_resumable(Path(checkpoint), self.accelerator, self.args, identity, steps)
         else:
@@ -253,8 +249,8 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
     def _make_sampler(self) -> UnlearnBatchSampler:
         args = self.args
         return UnlearnBatchSampler(
-            self._items["forget"],
-            self._items["retain"],
+            self._items[RowGroup.FORGET],
+            self._items[RowGroup.RETAIN],
             batch_size=args.per_device_train_batch_size,
             accumulation_steps=args.gradient_accumulation_steps,
             num_processes=args.world_size,
@@ -280,14 +276,11 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
 
     def start_epoch(self, global_step: int) -> None:
         """Point the sampler at the epoch that holds optimizer step ``global_step``."""
-        self.train_sampler.set_epoch(global_step // self._steps_per_epoch())
+        self.train_sampler.set_epoch(global_step // self.train_sampler.steps_per_epoch)
 
     def is_evaluated_at(self, global_step: int) -> bool:
         """Whether an evaluation at the end of an epoch follows on optimizer step ``global_step``."""
-        return self.args.eval_strategy == "epoch" and global_step % self._steps_per_epoch() == 0
-
-    def _steps_per_epoch(self) -> int:
-        return max(1, math.ceil(len(self.train_sampler) / self.args.gradient_accumulation_steps))
+        return self.args.eval_strategy == "epoch" and global_step % self.train_sampler.steps_per_epoch == 0
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Counts [sides, counters] over the whole optimizer step: all accumulated batches of all processes."""
@@ -362,7 +355,7 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
         """Add forget and retain loss and the language weights to what the Trainer logs."""
         if "loss" in logs:
             means = self.loss_log.means(self.state.global_step)
-            logs |= {f"{side}_loss": mean for side, mean in means.items() if self.objectives[side]}
+            logs |= {f"{side}_loss": mean for side, mean in means.items() if self.objectives[RowGroup(side)]}
             logs |= self.language_weights.logged_weights()
         super().log(logs, start_time)
 

@@ -177,7 +177,7 @@ def test_a_checkpoint_at_the_end_of_an_epoch_holds_the_evaluation_that_follows(w
         return tiny_trainer(tmp_path / weighting, model=model, **settings)
 
     whole = trainer()
-    assert whole._steps_per_epoch() == 2
+    assert whole.train_sampler.steps_per_epoch == 2
     whole.train()
     resumed = trainer()
     resumed.train(resume_from_checkpoint=str(tmp_path / weighting / "checkpoint-2"))

@@ -8,7 +8,7 @@ import logging
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 
 from ..engine.engines import copying, is_copying
 from ..errors import ConfigError, did_you_mean
-from ..objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES
+from ..objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
 from .arguments import (
     AuditArguments,
     ChangedArguments,
@@ -164,9 +164,24 @@ class UnlearnConfig(
             self._decided[name] = getattr(self, name), value
             setattr(self, name, value)
 
+    def registered(self, side: Literal["forget", "retain"]) -> Objective | None:
+        """The objective on the rows of a side as it is registered, without options; ``None`` where there is none."""
+        registry = FORGET_OBJECTIVES if side == "forget" else RETAIN_OBJECTIVES
+        return registry.get(getattr(self, f"{side}_objective"))
+
+    @property
+    def trackers(self) -> list[str]:
+        """`report_to` as a list of names."""
+        return split_commas([self.report_to] if isinstance(self.report_to, str) else self.report_to) or []
+
+    @property
+    def scheduler_settings(self) -> dict[str, Any]:
+        """`lr_scheduler_kwargs`, of which transformers has made a dictionary where they were given as text."""
+        return dict(self.lr_scheduler_kwargs) if isinstance(self.lr_scheduler_kwargs, dict) else {}
+
     def needs_companion(self, companion: str) -> bool:
         """Whether the forget rows need an ``alternative`` or a ``counterpart``."""
-        objective = FORGET_OBJECTIVES.get(self.forget_objective)
+        objective = self.registered("forget")
         return objective is not None and companion in objective.needs
 
     def _warn_of_unused_options(self) -> None:
@@ -207,7 +222,7 @@ class UnlearnConfig(
         self._check_engine_options()
         try:  # a small one of its kind, whose arguments only its own function knows
             unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-            get_scheduler(self.lr_scheduler_type, unused, 1, 10, dict(self.lr_scheduler_kwargs or {}))
+            get_scheduler(self.lr_scheduler_type, unused, 1, 10, self.scheduler_settings)
         except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ConfigError(
                 f"--lr_scheduler_kwargs {json.dumps(self.lr_scheduler_kwargs)} does not fit --lr_scheduler_type "
@@ -263,7 +278,7 @@ class UnlearnConfig(
         )
         # The last two are trackers of whose presence transformers does not tell.
         trackers = [*get_available_reporting_integrations(), "azure_ml", "flyte"]
-        for name in self.report_to:
+        for name in self.trackers:
             require(
                 name in trackers,
                 f"--report_to {name} is not installed, or unknown to transformers; install it, or choose none",

@@ -168,6 +168,11 @@ class UnlearnBatchSampler(Sampler[list[tuple[bool, int]]]):
             return 0
         return sizes[is_forget] if self.schedule == "alternate" else self._streams[0].size
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many optimizer steps an epoch takes."""
+        return max(1, -(-len(self) // self.accumulation_steps))
+
     def _longest(self, item: tuple[tuple[bool, int], ...]) -> int:
         return max(self.lengths[is_forget][row] for is_forget, row in item)
 

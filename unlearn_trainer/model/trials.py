@@ -1,5 +1,6 @@
 """What trials of a model share: how families differ is found out on the model itself, not looked up by name."""
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable
@@ -53,9 +54,14 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def adapted(model: nn.Module) -> "PeftModel | None":
-    """``model`` where it has an adapter around it that can be switched off, else ``None``."""
-    return cast("PeftModel", model) if hasattr(model, "disable_adapter") else None
+def has_adapter(model: nn.Module) -> bool:
+    """Whether there is an adapter around ``model`` that can be switched off."""
+    return hasattr(model, "disable_adapter")
+
+
+def without_adapter(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Within the context the adapter around ``model`` is switched off."""
+    return cast("PeftModel", model).disable_adapter()
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding:

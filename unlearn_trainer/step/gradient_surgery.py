@@ -171,8 +171,9 @@ class ForgetProjection:
                 slopes = _gradients(loss, parameters)
             found[side] = [reduce(slope, reduction="mean") for slope in slopes] if self.args.world_size > 1 else slopes
         pairs = list(zip(found[RowGroup.FORGET], found[RowGroup.RETAIN], strict=True))
-        along = sum((f.double() * r.double()).sum() for f, r in pairs)
-        length = sum(r.double().square().sum() for _, r in pairs)
+        zero = torch.zeros((), dtype=torch.float64)
+        along = sum(((f.double() * r.double()).sum() for f, r in pairs), zero)
+        length = sum((r.double().square().sum() for _, r in pairs), zero)
         share = torch.where(length > 0, (-along).clamp(min=0) / length.clamp(min=torch.finfo(length.dtype).tiny), 0)
         return _term(parameters, [share.to(slope.dtype) * slope for slope in found[RowGroup.RETAIN]])
 

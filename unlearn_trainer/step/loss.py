@@ -11,7 +11,6 @@ from ..head.chunked import Segments
 from ..head.packing import Layout
 from ..objectives import (
     COUNTERS,
-    FORGET_OBJECTIVES,
     LINGTEA_RELEASED,
     LINGTEA_RELEASED_XGLM,
     RETAIN_OBJECTIVES,
@@ -131,8 +130,7 @@ def resolve_objectives(args: UnlearnConfig, model_type: str) -> dict[RowGroup, O
     Args:
         model_type: of the language model's configuration.
     """
-    forget = FORGET_OBJECTIVES.get(args.forget_objective)
-    retain = RETAIN_OBJECTIVES.get(args.retain_objective)
+    forget, retain = args.registered("forget"), args.registered("retain")
     if args.retain_objective == "lingtea" and args.lingtea_alignment == "released":
         retain = LINGTEA_RELEASED_XGLM if model_type == "xglm" else LINGTEA_RELEASED
     if forget is None and retain is None:

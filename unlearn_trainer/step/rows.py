@@ -33,7 +33,7 @@ def rows_in_use(
                 "language has a label other than -100 behind its first token; give rows that do"
             )
         used[side] = rows if objective is not None else None
-        if objective is not None and side is RowGroup.FORGET:
+        if objective is not None and rows is not None and side is RowGroup.FORGET:
             needed = [each for each in COMPANIONS if each in objective.needs]
             used[side] = with_companions(rows, needed)
             for companion in needed:

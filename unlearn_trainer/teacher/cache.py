@@ -16,8 +16,8 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from ..console import say
 from ..data.batch import GroupTokens, RowGroup
@@ -62,7 +62,7 @@ class CachedTeacher:
         first = starts[batch["row"][tokens.rows[tokens.row_of]].cpu()]
         return answers[first + tokens.places.cpu()].to(device)
 
-    def gathered_head(self):
+    def gathered_head(self) -> contextlib.AbstractContextManager[None]:
         """Nothing to gather: the head is whole on every rank."""
         return contextlib.nullcontext()
 
@@ -119,7 +119,7 @@ class TeacherCache:
     def load(
         self,
         teacher: ResidentTeacher,
-        model: nn.Module,
+        model: PreTrainedModel,
         signature: list[float],
         collate: Callable[[list[dict]], Mapping[str, torch.Tensor]],
         batch_size: int,
@@ -176,7 +176,7 @@ class TeacherCache:
             with contextlib.suppress(OSError):  # something else is in it, and stays
                 self.folder.rmdir()
 
-    def _key(self, model, precision):
+    def _key(self, model: PreTrainedModel, precision: str) -> str:
         """Names all that decides the content: the teacher, the rows with their tokens, which of them, and by what."""
         asked = [question.key for question in self.questions]
         versions = [FORMAT, torch.__version__, transformers.__version__]
@@ -204,7 +204,15 @@ class TeacherCache:
             return f"{about} is damaged"
         return None
 
-    def _fill(self, teacher, about, signature, collate, batch_size, show_progress):
+    def _fill(
+        self,
+        teacher: ResidentTeacher,
+        about: Path,
+        signature: list[float],
+        collate: Callable[[list[dict]], Mapping[str, torch.Tensor]],
+        batch_size: int,
+        show_progress: bool,
+    ) -> None:
         """Every machine computes all rows, its processes one share each; equally many forwards everywhere."""
         state = PartialState()
         hosts = gather_object([socket.gethostname()])
@@ -263,10 +271,10 @@ class TeacherCache:
             write_whole(about, json.dumps(described | {"digest": _digest(described)}))
         state.wait_for_everyone()
 
-    def _unfinished(self, question):
+    def _unfinished(self, question: Question) -> Path:
         return self.folder / f"{self.names[1 + self.questions.index(question)]}.unfinished"
 
-    def _check_room(self, itemsize):
+    def _check_room(self, itemsize: int) -> None:
         needed = self._bytes(itemsize)
         if not self._fits(needed):
             raise ConfigError(

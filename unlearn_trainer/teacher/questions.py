@@ -29,8 +29,9 @@ class Question(abc.ABC):
     group: RowGroup
 
     kind: ClassVar[str]  # stands in the key of the teacher cache
-    at_label: ClassVar[bool] = False
-    layer: ClassVar[int | None] = None
+    # Only hidden states can be asked for elsewhere.
+    at_label: bool = dataclasses.field(default=False, init=False)
+    layer: int | None = dataclasses.field(default=None, init=False)
 
     @property
     def key(self) -> tuple:
@@ -168,7 +169,13 @@ def questions_of(side: RowGroup, objective: Objective, layer: int) -> list[Quest
     return [HiddenStates(RowGroup.ALTERNATIVE if has_alternative else side, objective.at_label)]
 
 
-def _statistics(model, inputs, positions, targets, *needs) -> TokenStatistics:
+def _statistics(
+    model: nn.Module,
+    inputs: Mapping[str, torch.Tensor],
+    positions: torch.Tensor,
+    targets: torch.Tensor,
+    *needs: str,
+) -> TokenStatistics:
     segment = Segment(positions, targets, frozenset(needs))
     model(**inputs, segments=Segments(segment))
-    return segment.statistics
+    return segment.found

@@ -2,7 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import torch
@@ -14,14 +14,15 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..config.arguments import ModelArguments
 from ..config.unlearn_config import UnlearnConfig
-from ..data.batch import GroupTokens
+from ..data.batch import GroupTokens, RowGroup
 from ..engine.engines import gathered, held_part, prepare_frozen
 from ..errors import ConfigError
 from ..head.attached import attach_head, without_head
 from ..head.packing import lay_out
 from ..head.projection import VocabularyHead
 from ..model.loading import check_same_vocabulary
-from ..objectives import FORGET_OBJECTIVES, RETAIN_OBJECTIVES, Objective
+from ..model.trials import has_adapter, text_config, without_adapter
+from ..objectives import Objective
 from .questions import Question
 
 
@@ -41,16 +42,16 @@ class Teacher(Protocol):
 
 def is_loaded_apart(args: UnlearnConfig, model_args: ModelArguments) -> bool:
     """Whether the caller of ``UnlearnTrainer`` has to load the teacher, because the student cannot be copied."""
-    objectives = FORGET_OBJECTIVES.get(args.forget_objective), RETAIN_OBJECTIVES.get(args.retain_objective)
+    objectives = args.registered("forget"), args.registered("retain")
     wanted = any(objective and objective.needs_teacher for objective in objectives)
     resident = args.teacher == "resident" or not model_args.use_peft
     return wanted and resident and is_deepspeed_zero3_enabled()
 
 
 def make_teacher(
-    model: nn.Module,
+    model: PreTrainedModel,
     args: UnlearnConfig,
-    objectives: Mapping[str, Objective | None],
+    objectives: Mapping[RowGroup, Objective | None],
     given: PreTrainedModel | None,
 ) -> "ResidentTeacher | AdapterTeacher | None":
     """The teacher of a training's objectives; ``None`` where none of them asks for one.
@@ -64,10 +65,10 @@ def make_teacher(
     """
     if not any(objective and objective.needs_teacher for objective in objectives.values()):
         return None
-    has_adapter = hasattr(model, "disable_adapter")
-    is_trained = has_adapter and given is None and args.teacher != "resident" and adapter_changes(model)
-    if args.teacher == "adapter" or (args.teacher == "auto" and given is None and has_adapter and not is_trained):
-        if not has_adapter:
+    is_adapted = has_adapter(model)
+    is_trained = is_adapted and given is None and args.teacher != "resident" and adapter_changes(model)
+    if args.teacher == "adapter" or (args.teacher == "auto" and given is None and is_adapted and not is_trained):
+        if not is_adapted:
             raise ConfigError("--teacher adapter needs an adapter to switch off; add --use_peft")
         if is_trained:
             raise ConfigError(
@@ -82,7 +83,7 @@ def make_teacher(
         return AdapterTeacher(model)
     if given is not None:
         check_same_vocabulary(model, given)
-        sizes = [each.config.get_text_config().hidden_size for each in (model, given)]
+        sizes = [text_config(each).hidden_size for each in (model, given)]
         if sizes[0] != sizes[1] and any(each and "teacher_hidden" in each.needs for each in objectives.values()):
             raise ConfigError(
                 f"the teacher's states have {sizes[1]} numbers and the model's {sizes[0]}: they cannot be compared"
@@ -92,7 +93,7 @@ def make_teacher(
 
 
 @torch.no_grad()
-def adapter_changes(model: nn.Module) -> bool:
+def adapter_changes(model: PreTrainedModel) -> bool:
     """Whether ``model`` predicts otherwise with its adapter than without: a new one of most kinds changes nothing.
 
     It is tried on a few tokens. Where the weights are partitioned (ZeRO-3) no forward can be run yet, and the factor
@@ -102,20 +103,20 @@ def adapter_changes(model: nn.Module) -> bool:
         factors = ("lora_B", "lora_embedding_B")
         zero = [each for name, each in model.named_parameters() if any(factor in name for factor in factors)]
         return any(gather_object([not zero or any(held_part(each).any().item() for each in zero)]))
-    vocabulary = model.config.get_text_config().vocab_size
+    vocabulary = text_config(model).vocab_size
     device = next(model.parameters()).device
     ids = (torch.arange(3, 19, device=device) * 7 % vocabulary)[None]
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        adapted = model(**inputs).logits
-        with model.disable_adapter():
+        with_adapter = model(**inputs).logits
+        with without_adapter(model):
             plain = model(**inputs).logits
     finally:
         for module in training:
             module.training = True
-    return not torch.equal(adapted, plain)
+    return not torch.equal(with_adapter, plain)
 
 
 def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -155,7 +156,7 @@ class ResidentTeacher:
         return _answers(self.wrapped, question, batch, tokens)
 
     @contextlib.contextmanager
-    def gathered_head(self):
+    def gathered_head(self) -> Iterator[None]:
         """Within the context ``head``'s weights are whole on this rank."""
         with gathered(self.model, self.head.module):
             yield
@@ -168,7 +169,7 @@ class AdapterTeacher:
         model: a ``PeftModel`` whose base weights are frozen.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: PreTrainedModel):
         self.model = model
         self.head: VocabularyHead = attach_head(model)
 
@@ -176,18 +177,20 @@ class AdapterTeacher:
     def ask(self, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens) -> torch.Tensor:
         training = self.model.training
         self.model.eval()
-        with self.model.disable_adapter():
+        with without_adapter(self.model):
             found = _answers(self.model, question, batch, tokens)
         self.model.train(training)
         return found
 
     @contextlib.contextmanager
-    def gathered_head(self):
+    def gathered_head(self) -> Iterator[None]:
         """Nothing to gather: the head is the student's own, at hand while its forward runs."""
         yield
 
 
-def _answers(model, question, batch, tokens):
+def _answers(
+    model: nn.Module, question: Question, batch: Mapping[str, torch.Tensor], tokens: GroupTokens
+) -> torch.Tensor:
     # A rank without rows of its own takes part in the forward all the same, or a sharded teacher would wait for it.
     rows = tokens.rows if len(tokens.rows) else torch.zeros(1, dtype=torch.long, device=tokens.rows.device)
     layout = lay_out(model, batch["input_ids"][rows], batch["attention_mask"][rows])

@@ -2,18 +2,22 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from ..config.unlearn_config import UnlearnConfig
+from .measuring import MeasuringTrainer
 
 
 def has_saves_of_its_own(args: UnlearnConfig) -> bool:
     """Whether the best model can be saved when it appears, and loaded again at the end."""
     whole = not (args.save_only_model and (args.deepspeed or args.fsdp))  # else nothing can be loaded again
-    return args.eval_strategy.value != "no" and args.save_strategy.value != "no" and whole
+    return args.eval_strategy != "no" and args.save_strategy != "no" and whole
 
 
-class KeepsBest:
-    """Mix-in before ``Trainer``: unless ``load_best_model_at_end`` says otherwise, ``target`` weights keep the best.
+class KeepsBest(MeasuringTrainer):
+    """A Trainer that keeps the best of ``target`` weights, unless ``load_best_model_at_end`` says otherwise.
 
     What was best is saved as a checkpoint, besides those that ``save_strategy`` asks for, and loaded at the end by
     the Trainer's own ``load_best_model_at_end``, which knows every engine. Such a checkpoint goes when a better one
@@ -49,7 +53,7 @@ class KeepsBest:
             self._keeps_best = False
             self.args.load_best_model_at_end = self.args.metric_for_best_model = self.args.greater_is_better = None
 
-    def _determine_best_metric(self, metrics: dict, trial) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         if not self._keeps_best:
             return super()._determine_best_metric(metrics, trial)
         if not metrics.get("eval_unlearning_score"):
@@ -60,11 +64,12 @@ class KeepsBest:
             self.control.should_save = True
         return is_best
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if not self._keeps_best or self.state.best_global_step != self.state.global_step:
             return
-        best = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self._extra not in (None, best) and self.args.should_save:  # the same where a save of the epoch follows
+        best = self.args.folder / f"checkpoint-{self.state.global_step}"
+        # It is the same where a save of the epoch follows.
+        if self._extra is not None and self._extra != best and self.args.should_save:
             shutil.rmtree(self._extra, ignore_errors=True)
         self._extra, self._is_extra = (best if self._is_extra else None), False

@@ -9,10 +9,13 @@ import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config.arguments import ModelArguments
@@ -41,10 +44,10 @@ def checkpoint_to_resume(args: UnlearnConfig, model_args: ModelArguments | None 
         ConfigError: it holds results, checkpoints or a model that nobody asked to resume;
             the checkpoint is none, is damaged, or was not written to its end.
     """
-    output = Path(args.output_dir)
+    output = args.folder
     if (output / RESULTS).exists():
         raise ConfigError(f"{output / RESULTS} holds an earlier result; choose another --output_dir or move it away")
-    last = get_last_checkpoint(args.output_dir) if output.is_dir() else None
+    last = get_last_checkpoint(str(output)) if output.is_dir() else None
     wish = str(args.resume_from_checkpoint or "false")
     if wish.lower() == "false" and last is not None and args.do_train:
         raise ConfigError(f"{last} is there; add --resume_from_checkpoint true or choose another --output_dir")
@@ -65,8 +68,8 @@ def _check_nothing_lost(
 ) -> None:
     """Refuse to train into a folder whose model the trained one would replace."""
     read = {
-        "model_name_or_path": model_args and model_args.model_name_or_path,
-        "tokenizer_name": model_args and model_args.tokenizer_name,
+        "model_name_or_path": model_args.name if model_args is not None else None,
+        "tokenizer_name": model_args.tokenizer_name if model_args is not None else None,
         "never_seen_model": args.never_seen_model,
         "model_before": args.model_before,
     }
@@ -147,19 +150,20 @@ def check_written_by(checkpoint: Path, accelerator: Accelerator) -> None:
             )
 
 
-class WholeCheckpoints:
-    """Mix-in before ``Trainer``: a checkpoint appears under its name only when every process has written its part.
+class WholeCheckpoints(Trainer):
+    """A Trainer whose checkpoint appears under its name only when every process has written its part.
 
     It is written below ``unfinished`` and renamed at the end, so that a kill or a full disk at any moment leaves the
     earlier checkpoints and nothing that looks like one; older ones are deleted only after that.
     """
 
+    args: UnlearnConfig
     _staging: str | None = None
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: Any) -> str:
         return self._staging or super()._get_output_dir(trial)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         output = super()._get_output_dir(trial)
         name = f"checkpoint-{self.state.global_step}"
         staged, final = Path(output) / UNFINISHED / name, Path(output) / name
@@ -189,13 +193,13 @@ class WholeCheckpoints:
     def find_best_checkpoint(self) -> None:
         """Note where the best checkpoint is now: a folder that was moved has it under the same name."""
         best = self.state.best_model_checkpoint
-        here = best and Path(self.args.output_dir) / Path(best).name
-        if here and here.is_dir():
-            self.state.best_model_checkpoint = str(here)
+        if best and (self.args.folder / Path(best).name).is_dir():
+            self.state.best_model_checkpoint = str(self.args.folder / Path(best).name)
 
     def _load_best_model(self) -> None:
         self.find_best_checkpoint()
-        check_pickles(Path(self.state.best_model_checkpoint))  # DeepSpeed reads more of it than the weights
+        if self.state.best_model_checkpoint is not None:
+            check_pickles(Path(self.state.best_model_checkpoint))  # DeepSpeed reads more of it than the weights
         super()._load_best_model()
 
 
@@ -238,26 +242,23 @@ class StopSignal:
         received: number of the signal, 0 for none.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received = 0
 
-    def __enter__(self):
-        self._earlier, self.received, self._since = (
-            {},
-            0,
-            0.0,
-        )  # what stopped an earlier training does not stop this one
+    def __enter__(self) -> "StopSignal":
+        self._earlier: dict[signal.Signals, Any] = {}
+        self.received, self._since = 0, 0.0  # what stopped an earlier training does not stop this one
         with contextlib.suppress(ValueError):  # outside the main thread the signal is someone else's
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._earlier[number] = signal.signal(number, self._receive)
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._earlier.items():
             if handler is not None:  # None: it was not set from Python
                 signal.signal(number, handler)
 
-    def _receive(self, number, frame):
+    def _receive(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT and time.monotonic() - self._since > SAME_SIGNAL:
             raise KeyboardInterrupt
         if not self.received:

@@ -221,13 +221,18 @@ def check_identity(saved: SavedRun, now: dict) -> None:
         )
     for name in [*now, *(name for name in earlier if name not in now)]:
         before, value = earlier.get(name), now.get(name)
-        if name == "teacher" and None not in (before, value) and math.dist(before, value) <= 0.05 * math.hypot(*value):
+        if name == "teacher" and _nearly_equal(before, value):
             continue
         if before != value:
             raise ConfigError(
                 f"the checkpoint was made with {_difference(name, before, value)}: give the same to resume it, or "
                 "choose another --output_dir"
             )
+
+
+def _nearly_equal(before: Sequence[float] | None, value: Sequence[float] | None) -> bool:
+    """Whether two signatures are one but for the rounding of another engine."""
+    return before is not None and value is not None and math.dist(before, value) <= 0.05 * math.hypot(*value)
 
 
 def _difference(name: str, before: object, value: object) -> str:
@@ -279,5 +284,5 @@ def _rates(args: UnlearnConfig, total: int, done: int) -> list[float]:
     """Factors of the learning rate at the first ``done`` steps of ``total``; none where no such plan is made."""
     unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     warmup = args.get_warmup_steps(total)
-    schedule = get_scheduler(args.lr_scheduler_type, unused, warmup, total, dict(args.lr_scheduler_kwargs or {}))
+    schedule = get_scheduler(args.lr_scheduler_type, unused, warmup, total, args.scheduler_settings)
     return [factor(step) for factor in getattr(schedule, "lr_lambdas", ()) for step in range(done + 1)]

@@ -4,11 +4,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import HubStrategy
 
 from ..config.unlearn_config import UnlearnConfig
 from ..console import say
@@ -52,20 +54,21 @@ def check_integrations(args: UnlearnConfig, *, merged: bool = False, own_start: 
         ConfigError: the repository of ``--push_to_hub`` cannot be made; a tracker would take models along, has
             nobody logged in, or cannot be reached.
     """
-    for tracker in args.report_to:
+    for tracker in args.trackers:
         _check_takes_nothing_along(tracker)
-    if "wandb" in args.report_to:
+    if "wandb" in args.trackers:
         _log_in_to_wandb()
-    if "mlflow" in args.report_to:
+    if "mlflow" in args.trackers:
         _reach_mlflow()
     if not args.push_to_hub:
         return
     if not args.do_train:
         raise ConfigError("--push_to_hub uploads what --do_train makes; add --do_train, or leave it out")
     make_repository(args)
-    if args.hub_strategy.value in ("checkpoint", "all_checkpoints"):
+    strategy = HubStrategy(args.hub_strategy).value
+    if strategy in ("checkpoint", "all_checkpoints"):
         say(
-            f"--hub_strategy {args.hub_strategy.value}: checkpoints stay on this machine, because they may know what "
+            f"--hub_strategy {strategy}: checkpoints stay on this machine, because they may know what "
             "is to be forgotten and a repository keeps what was once in it; the result is uploaded at the end"
         )
     if own_start and not merged:
@@ -81,7 +84,7 @@ def make_repository(args: UnlearnConfig) -> str:
     Raises:
         ConfigError: it cannot be made.
     """
-    name = args.hub_model_id or Path(args.output_dir).absolute().name
+    name = args.hub_model_id or args.folder.absolute().name
     api = HfApi(token=args.hub_token)
     made, problem = _by_the_first_process(
         lambda: str(api.create_repo(name, private=args.hub_private_repo, exist_ok=True).repo_id)
@@ -94,20 +97,38 @@ def make_repository(args: UnlearnConfig) -> str:
     return made
 
 
-class OnlyResultToHub:
-    """Mix-in before ``Trainer``: what goes to the Hub is on a list, and a checkpoint is not."""
+class OnlyResultToHub(Trainer):
+    """A Trainer of which what goes to the Hub is on a list, and a checkpoint is not."""
+
+    args: UnlearnConfig
+    processing_class: PreTrainedTokenizerBase | None
+    hub_model_id: str | None  # type: ignore[assignment]  # transformers names no type beside its first value, None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         self.hub_model_id = make_repository(self.args)
         self.push_in_progress = None
 
+    def _repository(self) -> str:
+        """The id of the repository, which is made where that was not done at the start."""
+        if self.hub_model_id is None:
+            self.hub_model_id, self.push_in_progress = make_repository(self.args), None
+        return self.hub_model_id
+
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing: a model that is half done knows half of what is to be forgotten, and a commit stays."""
 
-    def push_to_hub(self, commit_message: str | None = "End of training", blocking: bool = True, **settings):
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card: Any,
+    ) -> Any:
         """Save the model and upload the result; see :meth:`push_result`."""
         self.save_model(_internal_call=True)
-        return self.push_result(commit_message, blocking, **settings)
+        return self.push_result(commit_message, blocking, token, revision, private, **card)
 
     def push_result(
         self,
@@ -116,8 +137,8 @@ class OnlyResultToHub:
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
-        **card,
-    ):
+        **card: Any,
+    ) -> Any:
         """Upload the model, tokenizer, card, results and report that lie in the output folder, and nothing else.
 
         Args:
@@ -129,21 +150,20 @@ class OnlyResultToHub:
         Raises:
             ConfigError: it cannot be uploaded; names the folder.
         """
-        if self.hub_model_id is None:
-            self.init_hf_repo()
+        repository = self._repository()
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if not self.is_world_process_zero():
             return None
-        output = Path(self.args.output_dir)
+        output = self.args.folder
         readme = output / "README.md"
         if not readme.exists() or GENERATED in readme.read_text(encoding="utf-8", errors="replace"):
-            self.create_model_card(model_name=card.pop("model_name", self.hub_model_id.split("/")[-1]), **card)
+            self.create_model_card(model_name=card.pop("model_name", repository.split("/")[-1]), **card)
         api = HfApi(token=token or self.args.hub_token)
         where = {"revision": revision or self.args.hub_revision, "commit_message": commit_message}
         files = files_to_upload(output, self.processing_class)
         if not blocking:
-            return api.run_as_future(_upload, api, self.hub_model_id, output, files, **where)
-        return _upload(api, self.hub_model_id, output, files, **where)
+            return api.run_as_future(_upload, api, repository, output, files, **where)
+        return _upload(api, repository, output, files, **where)
 
 
 def files_to_upload(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:

@@ -8,10 +8,14 @@ from datasets import Dataset
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import PredictionOutput, speed_metrics
 
+from ..config.unlearn_config import UnlearnConfig
+from ..data.batch import RowGroup
 from ..engine.engines import ready_to_measure
 from ..errors import ConfigError
-from ..evaluation.evaluator import flatten_figures
+from ..evaluation.evaluator import MultilingualEvaluator, flatten_figures
 from ..head.attached import attach_head
+from ..objectives import Objective
+from ..weights.callback import LanguageWeightCallback
 from .callbacks import check_best_metric
 
 WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of its own
@@ -19,6 +23,19 @@ WATCHED_ROWS = 8  # of each language, where the guard has to run a forward of it
 
 class MeasuringTrainer(Trainer):
     """The part of ``UnlearnTrainer`` that evaluates: before, during and after a training."""
+
+    args: UnlearnConfig
+    model: PreTrainedModel
+    eval_dataset: dict[str, Dataset] | None
+    predict_dataset: dict[str, Dataset]
+    languages: list[str]
+    objectives: dict[RowGroup, Objective | None]
+    evaluator: MultilingualEvaluator
+
+    @property
+    def language_weights(self) -> LanguageWeightCallback:
+        """The callback that owns the weights; resuming replaces it, so it is looked up each time."""
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, LanguageWeightCallback))
 
     def measure(self, model: PreTrainedModel | None = None, description: str = "evaluating") -> dict:
         """Figures ``{split: {language: {metric: number}}}`` of all splits and languages; call it on every process.
@@ -67,9 +84,10 @@ class MeasuringTrainer(Trainer):
     def watch_retain(self) -> None:
         """Measure some retain rows, for the guard of a method that sees none of them in its batches."""
         rows = (self.eval_dataset or {}).get("retain")
-        if self.objectives["retain"] or not self.args.max_retain_perplexity_ratio or rows is None:
+        if self.objectives[RowGroup.RETAIN] or not self.args.max_retain_perplexity_ratio or rows is None:
             return
-        chosen, seen = [], collections.Counter()
+        chosen: list[int] = []
+        seen: collections.Counter[int] = collections.Counter()
         for row, language in enumerate(rows["language"]):
             seen[language] += 1
             if seen[language] <= WATCHED_ROWS:
@@ -119,4 +137,5 @@ class MeasuringTrainer(Trainer):
         if isinstance(test_dataset, Dataset):
             twice = f"{metric_key_prefix}_test_"
             metrics |= {f"{metric_key_prefix}_{key.removeprefix(twice)}": value for key, value in metrics.items()}
-        return PredictionOutput(predictions=None, label_ids=None, metrics=metrics)
+        # Its type has logits always; here none are kept.
+        return PredictionOutput(predictions=None, label_ids=None, metrics=metrics)  # type: ignore[arg-type]
