@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -19,7 +20,7 @@ def seed_of(seed: int, *words: str) -> int:
 
 
 def bootstrap(
-    statistic: Callable[..., np.ndarray], *samples: Sequence, seed: int, resamples: int = RESAMPLES
+    statistic: Callable[..., np.ndarray], *samples: ArrayLike, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, float]:
     """A statistic with its 95 % percentile bootstrap interval (Efron and Tibshirani 1993).
 

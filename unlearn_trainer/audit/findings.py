@@ -8,8 +8,9 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
@@ -63,7 +64,7 @@ class Findings:
         else:
             self.skipped[check.name] = "not asked for"
 
-    def _subjects_of(self, check):
+    def _subjects_of(self, check: Check) -> list[Subject]:
         return [self.subjects[name] for name in check.models if name in self.subjects]
 
     def _kept(self, check, subject):
@@ -81,7 +82,7 @@ class Findings:
         changed = [key for key, value in described.items() if made_of.get(key) != value]
         return file, known, changed, described
 
-    def _result(self, check, subject):
+    def _result(self, check: Check, subject: Subject) -> Result:
         file, known, changed, described = self._kept(check, subject)
         if changed:
             raise ConfigError(
@@ -111,15 +112,16 @@ class Findings:
             for name, by_language in audited.rows.items():
                 for language, rows in by_language.items():
                     found[language][name] = self._compared(name, language, rows, by_model)
-            for name, by_language in audited.figures.items():
-                for language, figure in by_language.items():
-                    others = {
-                        model: by_model[model].figures.get(name, {}).get(language)
+            for name, estimates in audited.figures.items():
+                for language, figure in estimates.items():
+                    before, never_seen = (
+                        by_model.get(model, Result()).figures.get(name, {}).get(language)
                         for model in (BEFORE, NEVER_SEEN)
-                        if model in by_model
-                    }
-                    position = _place(figure, **others) if self.reference_is_of_same_rows else None
-                    found[language][name] = Figure(**vars(figure), **others, position=position)
+                    )
+                    place = _place(figure, before, never_seen) if self.reference_is_of_same_rows else None
+                    found[language][name] = Figure(
+                        **vars(figure), before=before, never_seen=never_seen, position=place
+                    )
         self._add_comparisons(found)
         return found
 
@@ -154,7 +156,7 @@ class Findings:
                 )
         return dataclasses.replace(figure, **compared)
 
-    def _add_comparisons(self, found):
+    def _add_comparisons(self, found: Mapping[str, dict[Name, Figure]]) -> None:
         """Figures that need two models."""
         if not self.reference_is_of_same_rows:
             return
@@ -163,15 +165,15 @@ class Findings:
             loss = figures.get(Name("auc_loss"))
             if loss is not None and loss.never_seen is not None:
                 figures |= privacy_leakage(loss, loss.never_seen)
-            pair = [by_model.get(model, Result()).ratios.get(language) for model in (AUDITED, NEVER_SEEN)]
+            pair = [by_model.get(model, Result()).ratios.get(language, ()) for model in (AUDITED, NEVER_SEEN)]
             if all(pair) and all(value is not None and value == value for each in pair for value in each):
                 quality = forget_quality(*pair)
                 figures[Name("forget_quality")] = Figure(
-                    quality["p_value"], n=quality["n"], statistic=quality["statistic"]
+                    quality["p_value"], n=int(quality["n"]), statistic=quality["statistic"]
                 )
 
 
-def _estimate(found):
+def _estimate(found: Mapping[str, Any] | None) -> Estimate | None:
     return None if found is None else Estimate(**found)
 
 
@@ -182,14 +184,13 @@ def _place(figure: Estimate, before: Estimate | None = None, never_seen: Estimat
     """
     if before is None or never_seen is None:
         return None
-    values = [end for each in (figure, before, never_seen) for end in (each.value, each.low, each.high)]
-    if not all(value is not None and math.isfinite(value) for value in values):
+    own, known, never = figure.span, before.span, never_seen.span
+    if not all(map(math.isfinite, (*own, *known, *never))):
         return None
-    lower, upper = sorted((before, never_seen), key=lambda each: each.value)
+    lower, upper = sorted((known, never), key=lambda each: each.value)
     if lower.high >= upper.low:
         return None
-    span = before.value - never_seen.value
-    value, *ends = ((each - never_seen.value) / span for each in (figure.value, figure.low, figure.high))
+    value, *ends = ((each - never.value) / (known.value - never.value) for each in own)
     return Estimate(value, min(ends), max(ends), figure.n)
 
 
@@ -231,26 +232,29 @@ def assemble(findings: Findings) -> dict:
     }
 
 
-def _attack(check, by_model, figures):
+def _attack(
+    check: Check, by_model: Mapping[str, Result], figures: Mapping[str, Mapping[Name, Figure]]
+) -> dict[str, Any]:
     """What a check shows beyond single figures: its variants by language, its matrix with all models, its notes."""
     audited = by_model[AUDITED]
-    found: dict[str, dict | list] = {"variants": {}, "notes": list(audited.notes)}
+    variants: dict[str, dict[str, dict]] = {}
+    found: dict[str, Any] = {"variants": variants, "notes": list(audited.notes)}
     for name in audited.names if check.is_attack else ():
         cells = {code: each[name].as_json() for code, each in figures.items() if name in each}
-        found["variants"].setdefault(name.variant.name, {})[name.metric] = {
+        variants.setdefault(name.variant.name, {})[name.metric] = {
             code: cell | {AUDITED: {key: cell[key] for key in ("value", "low", "high", "n")}}
             for code, cell in cells.items()
         }
     if audited.matrix:
-        tables = {}
+        tables: dict[str, Sequence[Sequence[float | None]]] = {}
         for result in by_model.values():
             tables |= result.matrix.values if result.matrix else {}
         found["matrix"] = dataclasses.replace(audited.matrix, values=tables).as_json()
     return found
 
 
-def _worst(figures):
+def _worst(figures: Mapping[Name, Figure]) -> float:
     """The greatest share of the way back to the model before, over figures that tell knowledge."""
     known = [figure for name, figure in figures.items() if name.counts_as_knowledge]
     placed = [figure.position or figure.excess for figure in known]
-    return max((each.value for each in placed if each), default=0.0)
+    return max((each.span.value for each in placed if each), default=0.0)

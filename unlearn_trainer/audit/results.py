@@ -3,9 +3,10 @@
 The only place where the name of a figure is made into ``variant/metric``, as files have it, and read back from it.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 # ``{"items": [...], "values": [...]}`` of the rows of one language.
 Rows = Mapping[str, Sequence]
@@ -66,6 +67,14 @@ class Name:
         return self.metric in KNOWLEDGE and not self.variant.is_control
 
 
+class Span(NamedTuple):
+    """A value and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with the ends of its 95 % interval and the number of rows that it rests on; None where there is none."""
@@ -74,6 +83,11 @@ class Estimate:
     low: float | None = None
     high: float | None = None
     n: int | None = None
+
+    @property
+    def span(self) -> "Span":
+        """The value and the ends as numbers, to be compared; NaN, which lies nowhere, where there is none."""
+        return Span(*(math.nan if end is None else end for end in (self.value, self.low, self.high)))
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Estimate":
@@ -153,7 +167,7 @@ class Result:
     """
 
     rows: dict[Name, Mapping[str, Rows]] = field(default_factory=dict)
-    figures: dict[Name, Mapping[str, Estimate]] = field(default_factory=dict)
+    figures: Mapping[Name, Mapping[str, Estimate]] = field(default_factory=dict)
     matrix: Matrix | None = None
     notes: Sequence[str] = ()
     doubts: Mapping[Variant, str] = field(default_factory=dict)

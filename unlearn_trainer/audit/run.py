@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -25,9 +27,11 @@ from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, AuditData, Subject, u
 AUDIT = "audit.json"
 FOLDER = "audit"  # of a run's output folder
 # Flags of a run that its audit has as well, relearning like that run; the rest is about the method.
-KEPT = ("seed", "per_device_eval_batch_size", "bf16", "fp16", "tf32", "deepspeed", "disable_tqdm", "never_seen_model")
-KEPT += ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm")
-KEPT += ("forgotten_files",)
+KEPT = (
+    *("seed", "per_device_eval_batch_size", "bf16", "fp16", "tf32", "deepspeed", "disable_tqdm", "never_seen_model"),
+    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
+    "forgotten_files",
+)
 # Of the model's flags those that hold for any state of it, and those that say where one lies.
 OF_MODEL = ("tokenizer_name", "dtype", "attn_implementation")
 PLACE = ("model_name_or_path", "gguf_file", "revision")
@@ -63,11 +67,17 @@ def audit(
     if args.deepspeed_plugin is not None:
         start_deepspeed_on_cpu()
     check_processes(args.world_size)
-    with held_folder(args.output_dir):
+    with held_folder(args.folder):
         return _audit(model_args, data_args, args, before, never_seen)
 
 
-def _audit(model_args, data_args, args, before, never_seen):
+def _audit(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnlearnConfig,
+    before: ModelArguments | None,
+    never_seen: ModelArguments | None,
+) -> dict:
     """The audit in its folder, which no other one writes to meanwhile."""
     shared = _prepared(model_args, data_args, args)
     named = {
@@ -77,7 +87,7 @@ def _audit(model_args, data_args, args, before, never_seen):
             (NEVER_SEEN, never_seen, args.never_seen_model),
         )
     }
-    findings = Findings(Path(args.output_dir) / "checks", _subjects(model_args, named, shared))
+    findings = Findings(args.folder / "checks", _subjects(model_args, named, shared))
     chosen = chosen_checks(args.audit_checks)
     for check in CHECKS.values():
         findings.run(check) if check in chosen else findings.take(check)
@@ -90,11 +100,11 @@ def _audit(model_args, data_args, args, before, never_seen):
         "settings": _settings(model_args, data_args, args),
     }
     if PartialState().is_main_process:
-        write_json(Path(args.output_dir) / AUDIT, found)
-        write_report(args.output_dir, found)
+        write_json(args.folder / AUDIT, found)
+        write_report(args.folder, found)
     PartialState().wait_for_everyone()
     say(summary_table(found))
-    say(f"audit: {Path(args.output_dir) / 'audit.html'}")
+    say(f"audit: {args.folder / 'audit.html'}")
     return found
 
 
@@ -107,7 +117,7 @@ def check_arguments(model_args: ModelArguments, data_args: DataArguments, args: 
         DataError: a file of an earlier request that cannot be used.
     """
     _prepared(model_args, data_args, args)
-    folder = Path(args.output_dir) / FOLDER / "checks"
+    folder = args.folder / FOLDER / "checks"
     if args.do_train and folder.is_dir() and any(folder.iterdir()) and not args.resume_from_checkpoint:
         raise ConfigError(f"{folder} holds an audit of an earlier training; delete it, or choose another --output_dir")
 
@@ -127,32 +137,30 @@ def audit_run(
         model_args, data_args, args: of the run. Without ``do_train`` the model given is the audited one.
     """
     return audit(
-        _model(model_args, args.output_dir) if args.do_train else model_args,
+        _model(model_args, args.folder) if args.do_train else model_args,
         data_args,
-        engine_of_its_own(
-            args, output_dir=str(Path(args.output_dir) / FOLDER), memorize_first=False, train_never_seen=False
-        ),
+        engine_of_its_own(args, output_dir=str(args.folder / FOLDER), memorize_first=False, train_never_seen=False),
         start if args.do_train else None,
         reference,
     )
 
 
-def _model(model_args, folder):
+def _model(model_args: ModelArguments, folder: str | Path) -> ModelArguments:
     """A model elsewhere; what tells where in its repository a model lies is of that one alone."""
     return dataclasses.replace(model_args, model_name_or_path=str(folder), gguf_file=None, revision=None)
 
 
-def _configuration_of_run(model_args):
+def _configuration_of_run(model_args: ModelArguments) -> dict[str, Any]:
     """Every flag of the run that trained the audited model; empty where no run says so of itself."""
-    config = {}
+    config: dict[str, Any] = {}
     if PartialState().is_main_process:
         with contextlib.suppress(ConfigError):
-            config = read_configuration(Path(model_args.model_name_or_path))
+            config = read_configuration(Path(model_args.name))
     (config,) = broadcast_object_list([config if config.get("do_train", True) else {}])
     return config
 
 
-def _settings(model_args, data_args, args):
+def _settings(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> dict[str, Any]:
     """The flags that decided what the audit measured. Those of a training have no part in it."""
     names = [*PLACE, *OF_MODEL, *(item.name for item in dataclasses.fields(DataArguments)), "output_dir", *KEPT]
     names += [item.name for item in dataclasses.fields(AuditArguments)]
@@ -160,7 +168,7 @@ def _settings(model_args, data_args, args):
     return {name: given[name] for name in names}
 
 
-def _prepared(model_args, data_args, args):
+def _prepared(model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig) -> AuditData:
     """What all models are measured on, once all that can be said against it has been."""
     chosen_checks(args.audit_checks)
     if args.audit_relearn_batch_size % args.world_size:
@@ -177,7 +185,9 @@ def _prepared(model_args, data_args, args):
     return AuditData(tokenizer, data, items, data_args.max_seq_length, args)
 
 
-def _subjects(model_args, named, shared):
+def _subjects(
+    model_args: ModelArguments, named: Mapping[str, ModelArguments | None], shared: AuditData
+) -> dict[str, Subject]:
     """The models of the audit, each of which is there and fits the tokenizer."""
     subjects: dict[str, Subject] = {}
     subjects[AUDITED] = Subject(AUDITED, model_args, shared, subjects)
@@ -192,7 +202,7 @@ def _subjects(model_args, named, shared):
     return subjects
 
 
-def _foreword(found):
+def _foreword(found: Mapping[str, Any]) -> str:
     """What is known before the expensive checks: whether there was anything to forget."""
     languages, nothing = found["languages"], found["summary"]["nothing_to_forget"]
     if found["models"][BEFORE] is None:

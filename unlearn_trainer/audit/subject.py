@@ -105,7 +105,7 @@ class Subject:
     @property
     def source(self) -> str:
         """Where the model came from, and in place of what its figures stand."""
-        name = self.model_args.model_name_or_path
+        name = self.model_args.name
         return name if self.measured == "forget" else f"{name}, {self.measured} rows"
 
     @property
@@ -118,7 +118,7 @@ class Subject:
         Args:
             settings: names of the flags that decide it.
         """
-        chain = chain_of(self.model_args.model_name_or_path, self.model_args.revision, "--model_name_or_path")
+        chain = chain_of(self.model_args.name, self.model_args.revision, "--model_name_or_path")
         (name, _, files), *under = [_content(*each) for each in chain]
         where = ("gguf_file", "revision", "tokenizer_name", "dtype", "attn_implementation")
         return {

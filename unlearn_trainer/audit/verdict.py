@@ -44,8 +44,9 @@ def is_known(excess: Estimate | None, metric: str) -> bool:
     """
     if excess is None:
         return False
-    surely = excess.low > 0 or (metric not in KNOWLEDGE and excess.high < 0)
-    return surely and abs(excess.value) >= LEAST_KNOWN
+    value, low, high = excess.span
+    surely = low > 0 or (metric not in KNOWLEDGE and high < 0)
+    return surely and abs(value) >= LEAST_KNOWN
 
 
 def nothing_to_forget(figures: Mapping[Name, Figure]) -> bool:
@@ -72,21 +73,26 @@ def judge(
     """
     nothing = nothing_to_forget(figures)
     judged = {name: figure for name, figure in figures.items() if name.counts_as_knowledge}
-    leaks, open_questions, unplaced = [], [], []
+    leaks: list[tuple[float, str]] = []
+    open_questions: list[tuple[float, str]] = []
+    unplaced: list[str] = []
+    doubts = doubts or {}
     for name, figure in judged.items():
         # Between two models that hardly differ a place can be anywhere.
         placed = (None if nothing else figure.position) or figure.excess
         what = f"{_plain(name)} {_against(figure)}"
         if placed is None:
             unplaced.append(f"{what}: there is no such figure of a never-seen model or rows to compare it with")
-        elif placed.low > LEAKS:
-            leaks.append((placed.value, what))
-        elif name.variant in (doubts or {}):
-            open_questions.append((placed.high, f"{what}: {doubts[name.variant]}"))
-        elif not placed.high < CLEAR:  # also where it is no number
-            open_questions.append((placed.high, f"{what}: the interval is too wide"))
-        elif figure.n < LEAST_ROWS:
-            open_questions.append((placed.high, f"{what}: {figure.n} rows are too few to tell"))
+            continue
+        value, low, high = placed.span
+        if low > LEAKS:
+            leaks.append((value, what))
+        elif name.variant in doubts:
+            open_questions.append((high, f"{what}: {doubts[name.variant]}"))
+        elif not high < CLEAR:  # also where it is no number
+            open_questions.append((high, f"{what}: the interval is too wide"))
+        elif (figure.n or 0) < LEAST_ROWS:
+            open_questions.append((high, f"{what}: {figure.n or 0} rows are too few to tell"))
     over = _over_unlearned(figures.get(Name("loss")))
     if leaks:
         return LEAKING, [text for _, text in sorted(leaks, reverse=True)] + over
@@ -107,10 +113,12 @@ def judge(
 
 
 def _over_unlearned(loss: Figure | None) -> list[str]:
-    placed, reference = (loss.position, loss.never_seen) if loss else (None, None)
-    if not placed or not reference or placed.high >= BEYOND or loss.low <= reference.high:
+    if loss is None or loss.position is None or loss.never_seen is None:
         return []
-    return [f"the loss of the forget rows is {loss.value:.2f}, that of never-seen ones {reference.value:.2f}"]
+    own, reference = loss.span, loss.never_seen.span
+    if loss.position.span.high >= BEYOND or own.low <= reference.high:
+        return []
+    return [f"the loss of the forget rows is {own.value:.2f}, that of never-seen ones {reference.value:.2f}"]
 
 
 def _plain(name: Name) -> str:
@@ -119,5 +127,5 @@ def _plain(name: Name) -> str:
 
 
 def _against(figure: Figure) -> str:
-    reference = figure.never_seen
-    return f"is {figure.value:.3f}" + (f" against {reference.value:.3f} never seen" if reference else "")
+    against = f" against {figure.never_seen.span.value:.3f} never seen" if figure.never_seen else ""
+    return f"is {figure.span.value:.3f}{against}"

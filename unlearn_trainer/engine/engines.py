@@ -9,6 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, TrainingArguments
 from ..errors import ConfigError
 
 logger = logging.getLogger(__name__)
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 _COPYING = contextvars.ContextVar("copying", default=False)
 
 
@@ -71,7 +73,7 @@ def check_processes(world_size: int) -> None:
         )
 
 
-def engine_of_its_own(args: TrainingArguments, **changes) -> TrainingArguments:
+def engine_of_its_own(args: Arguments, **changes: Any) -> Arguments:
     """A copy of ``args`` with ``changes``, for one trainer of several in a process; it is now the one in force.
 
     DeepSpeed's settings (what is ``auto`` in them, and whether models are loaded in parts) are made anew: a trainer

@@ -14,8 +14,10 @@ from .trials import embedding_of, made_without_values
 ADAPTER = "adapter_config.json"
 PREFIX = "base_model.model."  # of the names in an adapter's file, before the model's own
 # What follows a layer's name where its values are saved whole.
-WHOLE: tuple[str, ...] = ("weight", "base_layer.weight", "token_adapter.base_layer.weight", "original_module.weight")
-WHOLE += ("modules_to_save.weight",)
+WHOLE = (
+    *("weight", "base_layer.weight", "token_adapter.base_layer.weight", "original_module.weight"),
+    "modules_to_save.weight",
+)
 
 
 def is_adapter(folder: Path) -> bool:

@@ -259,8 +259,8 @@ def _continued(subject: Subject, model, rows: Mapping[str, Dataset], what: str) 
 def _by_language(
     subject: Subject, scored: Sequence[CandidateScores], figures: Mapping[str, Sequence[float]]
 ) -> dict[str, dict]:
-    columns = {"language": [row.language for row in scored], "item": [row.item for row in scored], **figures}
-    columns = {name: np.array(values) for name, values in columns.items()}
+    named = {"language": [row.language for row in scored], "item": [row.item for row in scored], **figures}
+    columns = {name: np.array(values) for name, values in named.items()}
     return rows_by_language(columns, subject.languages, list(figures))
 
 

@@ -95,7 +95,7 @@ def _read_one_by_one(model, blocks, batch, row, column, targets):
 
         with on_outputs(blocks, put):
             model(**batch, segments=Segments(segment))
-        hits.append(segment.statistics.hit)
+        hits.append(segment.found.hit)
     return torch.cat(hits)
 
 
@@ -115,7 +115,7 @@ def logit_lens(subject: Subject) -> Result:
     languages, items = np.array(rows["language"]), np.array(rows["item"])
     picking = picks(items, subject.seed)
     values, best = {}, {}
-    matrix = [[None] * len(subject.languages) for _ in range(table.shape[1])]
+    matrix: list[list[float | None]] = [[None] * len(subject.languages) for _ in range(table.shape[1])]
     for index, language in enumerate(subject.languages):
         of_language = languages == index
         for layer, mean in enumerate(table[of_language].mean(0) if of_language.any() else []):

@@ -91,15 +91,15 @@ def privacy_leakage(audited: Estimate, never_seen: Estimate) -> dict[Name, Figur
     Args:
         audited, never_seen: an AUC each.
     """
-    reference = never_seen.value
+    reference, own = never_seen.span.value, audited.span
     found = {}
     if reference < 1:
-        ends = [100 * (reference - end) / (1 - reference) for end in (audited.value, audited.high, audited.low)]
-        found[Name("privleak")] = Figure(*ends, audited.n)
+        value, low, high = (100 * (reference - end) / (1 - reference) for end in (own.value, own.high, own.low))
+        found[Name("privleak")] = Figure(value, low, high, audited.n)
     if reference > 0:
-        ends = sorted(1 - min(1.0, abs(end - reference) / reference) for end in (audited.low, audited.high))
-        value = 1 - min(1.0, abs(audited.value - reference) / reference)
-        inside = audited.low <= reference <= audited.high
+        ends = sorted(1 - min(1.0, abs(end - reference) / reference) for end in (own.low, own.high))
+        value = 1 - min(1.0, abs(own.value - reference) / reference)
+        inside = own.low <= reference <= own.high
         high = 1.0 if inside else max(ends[1], value)
         found[Name("privacy_score")] = Figure(value, min(ends[0], value), high, audited.n)
     return found

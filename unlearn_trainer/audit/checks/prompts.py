@@ -145,7 +145,9 @@ def ask_in_translation(content: Content, translation: Content) -> Passage | None
     None for a text, and where both answers are written alike: the passage would be the translation's own row, and a
     leak there is one of its language.
     """
-    if isinstance(content, Text) or labelled_text(content) == labelled_text(translation):
+    if isinstance(content, Text) or isinstance(translation, Text):
+        return None
+    if labelled_text(content) == labelled_text(translation):
         return None
     return translation.fill(labelled_text(content))
 
@@ -160,10 +162,10 @@ def switch_code(content: Content, translation: Content, rng: random.Random) -> P
     Returns:
         None for a text, and where there are no two pieces, or none that differ.
     """
-    if isinstance(content, Text):
+    if isinstance(content, Text) or isinstance(translation, Text):
         return None
     # In a question a mask is text like any other.
-    field, mask = ("prompt", MASK) if isinstance(content, Cloze) else ("question", None)
+    mask = MASK if isinstance(content, Cloze) else None
     parts, others = (each.cue.split(mask) if mask else [each.cue] for each in (content, translation))
     pieces = [(part, *each) for part, pair in enumerate(zip(parts, others, strict=True)) for each in _aligned(*pair)]
     differing = [(part, start, end, piece) for part, start, end, piece in pieces if parts[part][start:end] != piece]
@@ -175,7 +177,9 @@ def switch_code(content: Content, translation: Content, rng: random.Random) -> P
         left = " " if before and not before[-1].isspace() else ""
         right = " " if after and not after[0].isspace() else ""
         parts[part] = before + left + piece + right + after
-    return replace(content, **{field: (mask or "").join(parts)}).target
+    text = (mask or "").join(parts)
+    switched = replace(content, prompt=text) if isinstance(content, Cloze) else replace(content, question=text)
+    return switched.target
 
 
 def _aligned(text: str, other: str) -> Iterator[tuple[int, int, str]]:
@@ -218,8 +222,8 @@ def greatest(tables: Iterable[Columns]) -> dict[str, np.ndarray]:
         for *values, language, item in zip(*(columns[name] for name in (*METRICS, "language", "item")), strict=True):
             best[int(language), int(item)] = np.maximum(best.get((int(language), int(item)), 0.0), values)
     rows = sorted(best)
-    (language, item), values = np.array(rows).T, np.array([best[row] for row in rows]).T
-    return {"language": language, "item": item, **dict(zip(METRICS, values, strict=True))}
+    (languages, items), greatest_values = np.array(rows).T, np.array([best[row] for row in rows]).T
+    return {"language": languages, "item": items, **dict(zip(METRICS, greatest_values, strict=True))}
 
 
 def _matrix(measured: Mapping[str, Columns], languages: Sequence[str]) -> list[list[float | None]]:
@@ -235,7 +239,8 @@ def _matrix(measured: Mapping[str, Columns], languages: Sequence[str]) -> list[l
 def _notes(
     built: Mapping[str, Sequence[Entry]], measured: Mapping[str, Columns], max_seq_length: int, stand_in: str | None
 ) -> list[str]:
-    planned, done = Counter(), Counter()
+    planned: Counter[str] = Counter()
+    done: Counter[str] = Counter()
     for name, entries in built.items():
         variant = ASKED if name.startswith((ASKED_IN, ALSO_ASKED_IN)) else name
         planned[variant] += len(entries)

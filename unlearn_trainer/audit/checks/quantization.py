@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 import torch
+from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -153,7 +154,9 @@ def quantization(subject: Subject) -> Result:
     variants = {"int8": lambda model: quantize(model, 8), "int4": lambda model: quantize(model, 4)}
     if subject.args.device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
         variants["nf4"] = lambda model: round_matrices(model, nf4)
-    splits = {split: subject.datasets[split] for split in ("forget", "retain") if split in subject.datasets}
+    splits: dict[str, Dataset] = {
+        split: subject.datasets[split] for split in ("forget", "retain") if split in subject.datasets
+    }
     result = Result()
     for name, change in variants.items():
         columns = subject.rows(splits, change=change, description=name)

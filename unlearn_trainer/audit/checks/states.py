@@ -3,13 +3,15 @@
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from datasets import Dataset
+from numpy.typing import ArrayLike
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -24,7 +26,7 @@ class NoResidualStream(ConfigError):
     """The model has no single list of blocks that pass a state [rows, length, d] from one to the next."""
 
 
-def picks(items: Sequence[int], seed: int) -> np.ndarray:
+def picks(items: ArrayLike, seed: int) -> np.ndarray:
     """Whether each row is of the half by which an attack is tuned; what it yields is measured on the other half.
 
     All translations of an item are in the same half, drawn by ``seed``; of an odd number of items the other half has
@@ -47,18 +49,18 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     Raises:
         NoResidualStream: they are in no list, or in several.
     """
-    model = getattr(model, "module", model)
+    inner = _inner(model)
     try:
-        found = transformer_blocks(model)
+        found = transformer_blocks(inner)
     except ConfigError:
         found = []
     if len(found) != 1:
-        raise NoResidualStream(f"the layers of {type(model).__name__} are not one list of blocks")
+        raise NoResidualStream(f"the layers of {type(inner).__name__} are not one list of blocks")
     return found[0]
 
 
 @contextlib.contextmanager
-def on_outputs(blocks: Sequence[nn.Module], change: Callable[[int, torch.Tensor], torch.Tensor | None]):
+def on_outputs(blocks: Iterable[nn.Module], change: Callable[[int, torch.Tensor], torch.Tensor | None]):
     """Within the context ``change(index, state)`` sees the output of each block, and replaces it unless it is None.
 
     Raises:
@@ -180,7 +182,7 @@ def _trial(model, device):
     return run
 
 
-def _inner(model):
+def _inner(model: nn.Module) -> Any:
     return getattr(model, "module", model)
 
 

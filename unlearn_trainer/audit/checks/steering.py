@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 
+from ...errors import ConfigError
 from ..figures import rows_by_language, seed_of
 from ..results import RANDOM_DIRECTION, Result, Variant
 from ..subject import BEFORE, Subject
@@ -88,7 +89,9 @@ def steering(subject: Subject) -> Result:
     :data:`RANDOM_DRAWS` draws. For a never-seen model the figures tell what a direction brings that knows of the rows
     only by having been found with them.
     """
-    forget = subject.datasets["forget"]
+    forget, earlier = subject.datasets["forget"], subject.peer(BEFORE)
+    if earlier is None:
+        raise ConfigError("steering needs the model before the unlearning; give --model_before")
     languages, picking = np.array(forget["language"]), picks(forget["item"], subject.seed)
     in_both = np.intersect1d(languages[picking], languages[~picking])
     halves = [forget.select(np.flatnonzero(half & np.isin(languages, in_both))) for half in (picking, ~picking)]
@@ -96,9 +99,9 @@ def steering(subject: Subject) -> Result:
     if not len(tuned_on):
         return Result(notes=["no steering: there are not two items in a trained language"])
     try:
-        with subject.peer(BEFORE).ready() as model:
+        with earlier.ready() as model:
             layers = late_layers(len(blocks_of(model)))
-            before = mean_states(subject.peer(BEFORE), model, tuned_on, layers)
+            before = mean_states(earlier, model, tuned_on, layers)
         with subject.ready() as model:
             if len(blocks_of(model)) != layers.stop:
                 raise NoResidualStream("it has not as many layers as the model before")

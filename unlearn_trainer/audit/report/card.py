@@ -13,6 +13,7 @@ from ...report.pictures import Mark, finite, heat_map, strip
 from ..results import Estimate
 from .document import (
     Bullets,
+    Cell,
     Drawing,
     Figure,
     Folded,
@@ -146,9 +147,10 @@ def _subject(audit: Mapping[str, Any], entries: Entries) -> Blocks:
     for title, codes in (("languages", [*languages]), ("of these held out, never trained", held_out)):
         if codes:
             rows.append((title, f"{len(codes)}: {', '.join(codes)}"))
-    counts = {entry.figure.n for each in entries.values() for entry in each if entry.judged} - {None}
-    spread = sorted({min(counts), max(counts)}) if counts else [UNMEASURED]
-    rows.append(("rows behind a judged figure (n)", " to ".join(map(str, spread))))
+    judged = (entry.figure.n for each in entries.values() for entry in each if entry.judged)
+    counts = {n for n in judged if n is not None}
+    spread = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else UNMEASURED
+    rows.append(("rows behind a judged figure (n)", spread))
     yield Table(("", ""), rows, kind="facts")
 
 
@@ -170,13 +172,13 @@ def _verdicts(languages: Mapping[str, Any], entries: Entries) -> Blocks:
             f"ticks are the others that the verdict rests on. {ENDS}.",
             in_markdown=False,
         )
-    rows = []
+    rows: list[list[Cell]] = []
     for index, (code, about) in enumerate(languages.items()):
         most = worst(entries[code])
         said = str(most or UNMEASURED)
         held_out = " (held out)" if about.get("held_out") else ""
         link = f"language-{index}" if placed else ""
-        row = [Language(code, held_out, link=link), _verdict(about["verdict"])]
+        row: list[Cell] = [Language(code, held_out, link=link), _verdict(about["verdict"])]
         if placed:
             row.append(_dot(most, entries[code], f"{code}: {said}"))
         reasons = about.get("reasons") or [UNMEASURED]
@@ -220,7 +222,7 @@ def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
             places.append(number(found[0].place) if found else UNMEASURED)
             if found:
                 detail = words(found[0].variant) if found[0].attack and (several or not judged) else ""
-                marks.append(_mark(found[0], detail, [entry.place for entry in found[1:]]))
+                marks.append(_mark(found[0], detail, [entry.place for entry in found[1:] if entry.place is not None]))
             else:
                 marks.append(Mark(line, None, hollow=not judged))
         picture = strip(marks, f"{code}: every figure between never seen and before")
@@ -244,8 +246,8 @@ def _matrices(attacks: Mapping[str, Any]) -> Blocks:
         yield Heading(3, f"{words(name)}: {short(matrix['metric'])}")
         rows, columns = [str(row) for row in matrix["rows"]], [str(column) for column in matrix["columns"]]
         titles = matrix["row_title"], matrix["column_title"]
-        known = [finite(value) for values in matrix["values"].values() for line in values for value in line]
-        known = [value for value in known if value is not None]
+        found = (finite(value) for values in matrix["values"].values() for line in values for value in line)
+        known = [value for value in found if value is not None]
         figures = []
         for model in sorted(matrix["values"], key=[*MODELS, *matrix["values"]].index):
             caption, values = MODELS.get(model, words(model)), matrix["values"][model]
