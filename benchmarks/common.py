@@ -33,7 +33,7 @@ ROW_TOKENS = 40, 100  # fewest and most of a FLORES sentence in a multilingual v
 
 # Importing takes seconds, so processes are forked where that is safe: not from one that has initialised CUDA, as an
 # import may, nor from one that has computed with threads.
-PROCESSES = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+PROCESSES = multiprocessing.get_context("spawn") if torch.cuda.is_available() else multiprocessing.get_context("fork")
 if PROCESSES.get_start_method() == "fork" and importlib.util.find_spec("deepspeed"):
     importlib.import_module("deepspeed")  # every trainer imports it where it is installed
 

@@ -25,11 +25,12 @@ from common import (
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn_trainer.data import Cloze, Item, load_splits, tokenize_splits
 from unlearn_trainer.evaluation.evaluator import SCORED_TO_THE_END, MultilingualEvaluator
 from unlearn_trainer.head.attached import attach_head
+from unlearn_trainer.model.trials import embedding_of
 
 BMLAMA_LANGUAGES = ["en", "fr", "es", "pt", "ar", "vi", "ca", "hi", "bn"]
 VARIANTS = ("ma_generate", "ma_ours", "pa_loop", "pa_ours")
@@ -153,10 +154,10 @@ def eval_memory(args: argparse.Namespace, name: str) -> int:
 
 
 @torch.no_grad()
-def half_known_rows(model: nn.Module, count: int, length: int) -> Dataset:
+def half_known_rows(model: PreTrainedModel, count: int, length: int) -> Dataset:
     """Rows in which about every other token is what ``model`` predicts there, the others being random."""
     generator = torch.Generator().manual_seed(0)
-    vocabulary, device = model.get_input_embeddings().num_embeddings, model.device
+    vocabulary, device = embedding_of(model).num_embeddings, model.device
     ids = torch.randint(3, vocabulary, (count, 1), generator=generator).to(device)
     cache = None
     while ids.shape[1] < length:

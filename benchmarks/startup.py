@@ -32,8 +32,9 @@ COMMANDS = {
 def cpu_seconds(words: list[str], folder: str) -> tuple[float, int]:
     """CPU time and exit code of ``python words``, started in ``folder``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([sys.executable, *words], cwd=folder, env=environment, **quiet)
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return usage.ru_utime + usage.ru_stime, process.returncode

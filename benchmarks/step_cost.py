@@ -30,7 +30,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         memory = {name: in_fresh_process(step_memory, args, name, folder) for name in VARIANTS}
         variants = StepVariants(args, folder)
-        losses = {}
+        losses: dict[str, float] = {}
         steps = {name: keeping(losses, name, variants.prepare(name)) for name in VARIANTS}
         runs = dict.fromkeys(VARIANTS, args.repeats) | {"naive": math.ceil(args.repeats / 2)}
         seconds = timed_in_turn(steps, runs, before=variants.student.zero_grad)
@@ -61,11 +61,13 @@ def main() -> None:
     report(args, rows, ratios, parameters=count, tokens=variants.tokens)
 
 
-def keeping(losses: dict[str, float], name: str, step: Callable[[], float]) -> Callable[[], None]:
-    """``step``, which also writes its loss to ``losses[name]``."""
+def keeping(losses: dict[str, float], name: str, step: Callable[[], float | None]) -> Callable[[], None]:
+    """``step``, which also writes its loss, if it has one, to ``losses[name]``."""
 
-    def run():
-        losses[name] = step()
+    def run() -> None:
+        loss = step()
+        if loss is not None:
+            losses[name] = loss
 
     return run
 

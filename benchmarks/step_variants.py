@@ -12,6 +12,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from common import LANGUAGES, ROW_TOKENS, build_model, peak_memory, text_rows, timed_in_turn
@@ -19,6 +20,7 @@ from datasets import Dataset
 from torch import nn
 
 from unlearn_trainer.config.unlearn_config import UnlearnConfig
+from unlearn_trainer.model.trials import embedding_of
 from unlearn_trainer.trainer import UnlearnTrainer
 
 IGNORED = -100
@@ -112,12 +114,12 @@ class StepVariants:
         with torch.no_grad():  # a student as after some steps: against an equal teacher KL is 0
             for parameter in self.student.parameters():
                 parameter.mul_(0.9)
-        vocabulary = self.student.get_input_embeddings().num_embeddings
+        vocabulary = embedding_of(self.student).num_embeddings
         self.rows = text_rows(args, vocabulary, row_tokens)
         self.tokens = sum(len(ids) for rows in self.rows.values() for ids in rows["input_ids"])
         self._layout: dict | None = None
 
-    def trainer(self, teacher: str = "resident", **settings) -> UnlearnTrainer:
+    def trainer(self, teacher: Literal["resident", "cached"] = "resident", **settings) -> UnlearnTrainer:
         """A trainer of the student, whose optimizer changes nothing, on all rows in one batch."""
         quiet = {"disable_tqdm": True, "report_to": [], "save_strategy": "no", "logging_strategy": "no"}
         config = UnlearnConfig(
@@ -253,7 +255,7 @@ class StepVariants:
         ids = torch.arange(8, device=self.args.device)[None]
         self.student(input_ids=ids, labels=ids).loss.backward()
         head = self.student.get_output_embeddings().weight
-        return head.nbytes if head is self.student.get_input_embeddings().weight else 0
+        return head.nbytes if head is embedding_of(self.student).weight else 0
 
 
 def train_silently(trainer: UnlearnTrainer) -> None:

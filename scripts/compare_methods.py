@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -242,7 +243,7 @@ def summary(found: dict, before: dict, never_seen: dict) -> dict[str, float]:
     }
     for score in ("loss", "min_k_plus_plus"):
         gaps = {language: abs(areas[score] - reference[language][score]) for language, areas in known.items()}
-        farthest = max(gaps, key=gaps.get)
+        farthest = max(gaps, key=lambda language: gaps[language])
         cells |= {f"{score}_auc": known[farthest][score], f"{score}_gap": gaps[farthest]}
     unseen = "test" if "test" in found["loss"] else "valid"  # some methods take rows of valid for themselves
     for split, column in (("retain", "retain_ratio"), (unseen, "unseen_ratio")):
@@ -265,12 +266,13 @@ def table(results: dict[Row, list[dict[str, float]]]) -> list[dict]:
     lines = []
     for row, summaries in results.items():
         finished = [cells for cells in summaries if cells]
-        line = {"method": row.name, "weighting": row.weighting, "runs": len(summaries), "diverged": 0, "sd": {}}
-        line["diverged"] = len(summaries) - len(finished)
+        spread: dict[str, float | None] = {}
+        line: dict[str, Any] = {"method": row.name, "weighting": row.weighting, "runs": len(summaries)}
+        line |= {"diverged": len(summaries) - len(finished), "sd": spread}
         for column in COLUMNS if finished else ():
             values = [cells[column] for cells in finished]
             line[column] = statistics.fmean(values)
-            line["sd"][column] = statistics.stdev(values) if len(values) > 1 else None
+            spread[column] = statistics.stdev(values) if len(values) > 1 else None
         lines.append(line)
     return lines
 

@@ -19,7 +19,7 @@ def main(path: str) -> None:
 
     outcomes: dict[str, dict[str, tuple[str, dict[str, str]]]] = {}
     for case in ElementTree.parse(path).iter("testcase"):
-        properties = {each.get("name"): each.get("value") for each in case.iter("property")}
+        properties = {each.attrib["name"]: each.attrib["value"] for each in case.iter("property")}
         if "family" not in properties:
             continue
         status = "failed" if case.find("failure") is not None or case.find("error") is not None else "yes"
@@ -43,7 +43,7 @@ def main(path: str) -> None:
         found = outcomes[family]
         properties = found.get("float32", ("", {}))[1]
         columns = [found[name][0] if name in found else "not run" for name in ("float32", "bfloat16", "adapter")]
-        shared = {"True": "yes", "False": "no"}.get(properties.get("packed"), "")
+        shared = {"True": "yes", "False": "no"}.get(properties.get("packed", ""), "")
         columns += [shared, _way(properties), properties.get("generate", "")]
         columns += [_longest(properties), _attacks(properties)]
         print(f"| {family} | {' | '.join(columns)} |")

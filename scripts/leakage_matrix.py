@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,7 +73,7 @@ def greedy_cover(languages: Sequence[str], matrix: Matrix, bound: float) -> tupl
     return chosen, [language for language in languages if language in left]
 
 
-def correlation(matrix: Matrix, distances: Matrix, seed: int = 0) -> dict[str, float]:
+def correlation(matrix: Matrix, distances: Matrix, seed: int = 0) -> dict[str, float | None]:
     """Spearman's rank correlation of the pairs A != B, and its p value by permuting languages (Mantel 1967).
 
     Args:
@@ -144,7 +145,7 @@ class Grid:
         if len(self.languages) < 2:
             raise ConfigError("a leakage matrix needs two languages at least; give --languages")
         self.start, self.reference = prepare_stages(self.model_args, self.args, data, tokenizer)
-        self.folder = Path(self.args.output_dir) / "rows"
+        self.folder = self.args.folder / "rows"
         # All that the figures rest on but the model: flags alone do not tell that a file they name was replaced.
         config = json.dumps(configuration(self.model_args, self.data_args, self.args), sort_keys=True)
         self.described = {
@@ -291,7 +292,7 @@ def measure_leakage(grid: Grid, flags: argparse.Namespace) -> dict:
         started = time.time()
         rows[language] = grid.row(language)
         say(f"[{number}/{len(grid.languages)}] unlearned in {language} ({time.time() - started:.0f} s)")
-    found = {"schema_version": 1, "languages": grid.languages, "metric": metric}
+    found: dict[str, Any] = {"schema_version": 1, "languages": grid.languages, "metric": metric}
     found |= assemble(grid.languages, metric, rows, never_seen)
     chosen, uncovered = greedy_cover(grid.languages, found["matrix"], flags.cover_bound)
     found["cover"] = {"languages": chosen, "uncovered": uncovered, "bound": flags.cover_bound}
@@ -301,7 +302,7 @@ def measure_leakage(grid: Grid, flags: argparse.Namespace) -> dict:
         "environment": environment(grid.args.device, grid.args.world_size),
         "config": configuration(grid.model_args, grid.data_args, grid.args),
     }
-    folder = Path(grid.args.output_dir)
+    folder = grid.args.folder
     write_json(folder / "leakage.json", found)
     text = markdown(found)
     write_whole(folder / "leakage.md", text)

@@ -30,7 +30,7 @@ def suggest(argv: Sequence[str] | None = None) -> str:
         raise ConfigError("similarity is measured on the forget rows; give --forget_file")
     rows = data.datasets["forget"]
     states = pooled_states(
-        load_model(model_args, tokenizer).to(args.device),
+        load_model(model_args, tokenizer).to(args.device),  # type: ignore[arg-type]  # their decorator hides the binding
         rows["input_ids"],
         tokenizer.pad_token_id,
         args.per_device_eval_batch_size,

@@ -88,7 +88,7 @@ def maker_of_comparison(text: str) -> Maker:
     """Makes a sentence on a method of ``text``, that of docs/comparison.md."""
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line[:2] == "| "]
     by_method = {row[0]: row for row in rows if len(row) > 13 and row[1] == "uniform"}
-    seeds = re.search(r"seeds ([\d, ]+\d)", text)[1]
+    seeds = re.findall(r"seeds ([\d, ]+\d)", text)[0]
 
     def make(kind: str) -> tuple[str, str]:
         if kind not in by_method:
@@ -110,8 +110,8 @@ def _commit_of_row(text: str, method: str) -> str:
     first, *others = re.findall(r"(?:\A|\n)((?:The rows|Commit)[^.;]*?[0-9a-f]{40})", text)
     for paragraph in others:
         if any(re.fullmatch(rf"{re.escape(name)}(-.*)?", method) for name in re.findall(r"`([^`]+)`", paragraph)):
-            return COMMIT.search(paragraph)[0]
-    return COMMIT.search(first)[0]
+            return COMMIT.findall(paragraph)[0]
+    return COMMIT.findall(first)[0]
 
 
 def _verdicts(name: str, results: Mapping, audit: Mapping) -> str:

@@ -20,7 +20,7 @@ def configuration(model_args: Any, data_args: Any, args: TrainingArguments) -> d
 def environment(device: torch.device, world_size: int) -> dict[str, Any]:
     """What the figures were made with: package versions, commit of the checkout, device and number of processes."""
     packages = ("unlearn-trainer", "torch", "transformers", "accelerate", "datasets", "deepspeed", "peft")
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in packages:
         try:
             versions[package] = metadata.version(package)

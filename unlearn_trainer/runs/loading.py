@@ -62,9 +62,9 @@ def load_rows(
             are held out, unless ``languages`` were chosen.
     """
     if data_args.data_dir == "synthetic":
-        data_args.data_dir = _built(Path(args.output_dir) / "synthetic" / "data", synthetic.write_corpus, args.seed)
+        data_args.data_dir = _built(args.folder / "synthetic" / "data", synthetic.write_corpus, args.seed)
     if model_args.model_name_or_path == "synthetic":
-        folder = Path(args.output_dir) / "synthetic" / "model"
+        folder = args.folder / "synthetic" / "model"
         model_args.model_name_or_path = _built(folder, synthetic.build_model, args.seed)
     tokenizer = load_tokenizer(model_args)
     files = {f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS}
