@@ -4,6 +4,7 @@ python run_unlearn.py quickstart
 accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from accelerate.utils import release_memory
@@ -22,7 +23,7 @@ from .runs.run import carry_out
 from .training.checkpoints import checkpoint_to_resume
 
 
-def run(argv: list[str] | None = None) -> dict[str, Any]:
+def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The whole run; returns what is written to results.json."""
     with collected_warnings() as warnings:
         model_args, data_args, args = parse_arguments(argv)
@@ -37,7 +38,7 @@ def run(argv: list[str] | None = None) -> dict[str, Any]:
         check_processes(args.world_size)
         if args.deepspeed_plugin is not None:
             start_deepspeed_on_cpu()
-        with held_folder(args.output_dir):
+        with held_folder(args.folder):
             return _run_and_audit(model_args, data_args, args, warnings)
 
 
@@ -56,6 +57,6 @@ def _run_and_audit(
     return finished.results
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Console entry; see :func:`unlearn_trainer.console.run_command` for the exit codes."""
     run_command(run, argv)

@@ -184,7 +184,7 @@ class StepMemory:
         )
 
     def _optimizer_state(self, size: float, is_flat: bool) -> float:
-        name = _optimizer(self.args)
+        name = optimizer_name(self.args)
         if name == "adafactor":  # rows and columns of matrices, in float32; all of what DeepSpeed has flattened
             matrices = [shape for shape in self.trained_shapes if len(shape) > 1 and not is_flat]
             factors = sum(shape.numel() // shape[-1] + shape.numel() // shape[-2] for shape in matrices)
@@ -282,7 +282,7 @@ def memory_table(model_args: ModelArguments, data_args: DataArguments, args: Unl
     estimates = [step.estimate(engine, gpus) for gpus in counts for engine in ENGINES]
     numbers = ["weights", "gradients", "optimizer", "teacher", "heads", "activations", "buffers", "peak", "host"]
     lines = [
-        f"{step.count / 1e9:.3g}e9 parameters, {step.trained / 1e9:.3g}e9 trained in {_optimizer(args)}; "
+        f"{step.count / 1e9:.3g}e9 parameters, {step.trained / 1e9:.3g}e9 trained in {optimizer_name(args)}; "
         f"batch of {step.rows} rows x {step.length} tokens; GB (10^9 bytes) a GPU",
         f"{'engine':13} {'GPUs':>4} " + " ".join(f"{name:>11}" for name in numbers),
     ]
@@ -314,7 +314,8 @@ def memory_table(model_args: ModelArguments, data_args: DataArguments, args: Unl
     return "\n".join(lines)
 
 
-def _optimizer(args: UnlearnConfig) -> str:
+def optimizer_name(args: UnlearnConfig) -> str:
+    """As ``--optim`` has it."""
     return OptimizerNames(args.optim).value
 
 

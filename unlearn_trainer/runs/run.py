@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -75,7 +74,7 @@ def carry_out(
     results["warnings"] = [*warnings, *weaknesses(results)]
     written = args.do_train or bool(after)
     if trainer.is_world_process_zero() and written:
-        write_results(Path(args.output_dir) / RESULTS, results)
+        write_results(args.folder / RESULTS, results)
     say(comparison_table(results))
     say(closing_words(results, written))
     not_pushed = _push(trainer) if args.do_train and args.push_to_hub else None

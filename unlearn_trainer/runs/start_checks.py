@@ -14,7 +14,7 @@ from ..config.finished import RESULTS
 from ..config.unlearn_config import UnlearnConfig
 from ..errors import ConfigError
 from ..files import write_json
-from ..memory.estimate import OPTIMIZER_BYTES, build_on_meta
+from ..memory.estimate import OPTIMIZER_BYTES, build_on_meta, optimizer_name
 from ..model.loading import load_config
 from .environment import configuration
 
@@ -89,8 +89,8 @@ def bytes_to_write(model_args: ModelArguments, args: UnlearnConfig) -> int:
     if args.do_train and (model_args.merge_adapter or not model_args.use_peft):
         models += 1
     needed = models * whole
-    if args.do_train and args.save_strategy.value != "no" and not model_args.use_peft:
-        moments = 0 if args.save_only_model else OPTIMIZER_BYTES.get(args.optim.value, 8)
+    if args.do_train and args.save_strategy != "no" and not model_args.use_peft:
+        moments = 0 if args.save_only_model else OPTIMIZER_BYTES.get(optimizer_name(args), 8)
         checkpoint = whole + moments * sum(parameter.numel() for parameter in parameters)
         needed += checkpoint * ((args.save_total_limit or 0) + 1)
     return needed

@@ -154,15 +154,15 @@ class TokenLoss(SideLoss):
         self.trained = _trained_tokens(side, self.tokens)
         self.weights = _per_language(side.language_weights, self.trained.languages)
         self.extras = _token_extras(side, self.trained) | self._teacher_extras()
-        is_labels = isinstance(self.trained, LabelTokens)
-        elsewhere = is_labels and not side.objective.predicts_next
+        labels = self.trained if isinstance(self.trained, LabelTokens) else None
+        elsewhere = labels.label_columns if labels is not None and not side.objective.predicts_next else None
         self.segment = Segment(
             side.positions(self.trained),
             self.trained.targets,
             side.objective.needs & FROM_HEAD,
             self.loss,
-            other_positions=side.positions(self.trained, self.trained.label_columns) if elsewhere else None,
-            teacher_targets=self.trained.labels if is_labels else None,
+            other_positions=side.positions(self.trained, elsewhere) if elsewhere is not None else None,
+            teacher_targets=labels.labels if labels is not None else None,
             temperature=side.temperature,
             reduction=side.objective.reduction,
         )
@@ -175,17 +175,18 @@ class TokenLoss(SideLoss):
         self.segments = (self.segment,) if self.is_of_own else (self.segment, self.own)
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        given = _with_extras(statistics, self.extras, where, statistics.nll)
+        nll = _made(statistics.nll)
+        given = _with_extras(statistics, self.extras, where, nll)
         if "distill_weight" in self.side.objective.needs and "distill_weight" not in self.extras:
-            given.distill_weight = torch.exp(-given.teacher_nll)
+            given.distill_weight = torch.exp(-_made(given.teacher_nll))
         if isinstance(self.trained, LabelTokens):
-            given.nll = given.nll * self.trained.has_target[where]
+            given.nll = nll * self.trained.has_target[where]
             if given.distill_weight is not None:
                 given.distill_weight = given.distill_weight * self.trained.has_label[where]
         return self.side.sum_terms(given, self.weights[where])
 
     def result(self) -> SideResult:
-        statistics = self.own.statistics
+        statistics = self.own.found
         if self.is_of_own and isinstance(self.trained, LabelTokens) and statistics.nll is not None:
             own = self.trained.is_own
             return self._result(_picked(statistics, own), self.segment.terms, self.trained.has_label[own])
@@ -193,7 +194,8 @@ class TokenLoss(SideLoss):
 
     def _teacher_extras(self) -> dict[str, torch.Tensor]:
         """Fields of the statistics that the teacher gives, or the weight that it has, [n] each."""
-        side, extras = self.side, {}
+        side = self.side
+        extras: dict[str, torch.Tensor] = {}
         for question in side.questions:
             if isinstance(question, Prediction):
                 like = question.tokens(side.batch)
@@ -263,11 +265,11 @@ class RowLoss(SideLoss):
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
         terms = self.values[where].sum()[None]  # own tokens come first: tokens beyond them have no value
-        nll = statistics.nll
+        nll = _made(statistics.nll)
         return self.side.coefficient * terms.sum() + self.slopes[where] @ (nll - nll.detach()), terms
 
     def result(self) -> SideResult:
-        return self._result(_picked(self.segment.statistics, slice(len(self.tokens.targets))), self.segment.terms)
+        return self._result(_picked(self.segment.found, slice(len(self.tokens.targets))), self.segment.terms)
 
 
 class StateLoss(SideLoss):
@@ -292,13 +294,14 @@ class StateLoss(SideLoss):
         self.of_layers = (self.of_layer,)
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        given = _with_extras(statistics, self.extras, where, statistics.hidden)
+        hidden = _made(statistics.hidden)
+        given = _with_extras(statistics, self.extras, where, hidden)
         if self.control is not None:
-            given.control = self.control.to(statistics.hidden.dtype)
+            given.control = self.control.to(hidden.dtype)
         return self.side.sum_terms(given, self.weights[where])
 
     def result(self) -> SideResult:
-        return self._result(self.own.statistics, self.of_layer.terms)
+        return self._result(self.own.found, self.of_layer.terms)
 
 
 def side_loss(side: Side) -> SideLoss:
@@ -346,6 +349,13 @@ def _token_extras(side: Side, tokens: GroupTokens) -> dict[str, torch.Tensor]:
     if "row_tokens" in needs:
         extras["row_tokens"] = tokens.per_row[tokens.row_of]
     return extras
+
+
+def _made(statistic: torch.Tensor | None) -> torch.Tensor:
+    """A statistic that the loss has asked the head for."""
+    if statistic is None:
+        raise RuntimeError("a loss was called without a statistic that it had asked for")
+    return statistic
 
 
 def _with_extras(
