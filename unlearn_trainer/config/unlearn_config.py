@@ -172,7 +172,7 @@ class UnlearnConfig(
     @property
     def trackers(self) -> list[str]:
         """`report_to` as a list of names."""
-        return split_commas([self.report_to] if isinstance(self.report_to, str) else self.report_to) or []
+        return [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or ())
 
     @property
     def scheduler_settings(self) -> dict[str, Any]:
