@@ -26,7 +26,8 @@ class GreedyText:
 
     Args:
         split, language: of the row that it follows on the beginning of.
-        prompt, text: what the row begins with, and what the model goes on with.
+        prompt, reference: what the row begins with, and what it goes on with.
+        text: what the model goes on with.
         blank: there is no letter and no digit in the text.
         repeating: its last two thirds are one piece, three times or more.
         ended: it ends by itself.
@@ -35,6 +36,7 @@ class GreedyText:
     split: str
     language: str
     prompt: str
+    reference: str
     text: str
     blank: bool
     repeating: bool
@@ -72,18 +74,18 @@ def sample_greedy_text(
         of_language = rows["language"][:]
         for index in order:
             if left[of_language[index]]:
-                prompt, _ = prompt_and_reference(rows[index]["input_ids"], rows[index]["labels"])
-                if limit is None or len(prompt) + FEWEST <= limit:
+                parts = prompt_and_reference(rows[index]["input_ids"], rows[index]["labels"])
+                if limit is None or len(parts[0]) + FEWEST <= limit:
                     left[of_language[index]] -= 1
-                    members[of_language[index]].append(prompt)
-        chosen += [(split, languages[language], prompt) for language in left for prompt in members[language]]
-    prompts = [prompt for _, _, prompt in chosen]
+                    members[of_language[index]].append(parts)
+        chosen += [(split, languages[language], parts) for language in left for parts in members[language]]
+    prompts = [prompt for _, _, (prompt, _) in chosen]
     lengths = [TOKENS if limit is None else min(TOKENS, limit - len(prompt)) for prompt in prompts]
     continued = greedy_continuations(model, prompts, lengths, device, batch_size, show_progress=False)
     ends = end_of_text(model, tokenizer)
     return [
-        _described(split, language, prompt, ids, ends, tokenizer)
-        for (split, language, prompt), ids in zip(chosen, continued, strict=True)
+        _described(split, language, parts, ids, ends, tokenizer)
+        for (split, language, parts), ids in zip(chosen, continued, strict=True)
     ]
 
 
@@ -112,14 +114,22 @@ def repeats(ids: Sequence[int]) -> bool:
     return any(tail[period:] == tail[:-period] for period in range(1, len(tail) // 3 + 1))
 
 
-def _described(split, language, prompt, ids, ends, tokenizer) -> GreedyText:
+def _described(
+    split: str,
+    language: str,
+    parts: tuple[Sequence[int], Sequence[int]],
+    ids: Sequence[int],
+    ends: set[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> GreedyText:
     own = cut_at(ids, ends)
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     text = tokenizer.decode(own, **options)
     return GreedyText(
         split=split,
         language=language,
-        prompt=tokenizer.decode(prompt, **options),
+        prompt=tokenizer.decode(parts[0], **options),
+        reference=tokenizer.decode(parts[1], **options),
         text=text,
         blank=not any(character.isalnum() for character in text),
         repeating=repeats(own),

@@ -9,7 +9,8 @@ from transformers.utils import logging
 
 from ..config.unlearn_config import UnlearnConfig
 from ..evaluation.greedy_text import SIGNS
-from ..weights.policy import perplexity_ratio, remembered
+from ..report.summary import example_lines, shares_left, verdict
+from ..weights.policy import perplexity_ratio
 
 logger = logging.get_logger(__name__)
 
@@ -53,13 +54,15 @@ def weaknesses(results: dict[str, Any]) -> list[str]:
 
 
 def closing_words(results: dict[str, Any], written: bool) -> str:
-    """The last lines of a run: targets, why and when it stopped, its weaknesses, and where everything lies.
+    """The last lines of a run: its verdict in a sentence, examples, why and when it stopped, where everything lies.
 
     Args:
         results: the schema of results.json.
         written: whether results.json was.
     """
-    config, lines = results["config"], []
+    config = results["config"]
+    lines = [sentence] if (sentence := verdict(results)) else []
+    lines += example_lines(results)
     if results.get("targets"):
         targets = ", ".join(f"{language} {target:.3f}" for language, target in results["targets"].items())
         lines.append(f"targets of forgetting ({config['forget_metric']}): {targets}")
@@ -84,28 +87,22 @@ def closing_words(results: dict[str, Any], written: bool) -> str:
 
 def _little_forgotten(results):
     config, metric = results["config"], results["config"]["forget_metric"]
-    before, after = ((results.get(phase) or {}).get("forget", {}) for phase in ("before", "after"))
     forgets = config["forget_objective"] not in ("none", "nll") and config["forget_coef"] > 0
     if not config["do_train"] or not forgets:
         return []
-    left = {}
-    for language, target in results["targets"].items():
-        if language in before and language in after:
-            figures = before[language][metric], after[language][metric]
-            share = remembered(figures[1], figures[0], target)
-            if share is not None:
-                left[language] = share, *figures
-    if not left or sum(share for share, _, _ in left.values()) / len(left) <= REMEMBERED:
+    left = {language: share for language, share in shares_left(results).items() if share is not None}
+    if not left or sum(left.values()) / len(left) <= REMEMBERED:
         return []
-    worst = max(left, key=lambda language: left[language][0])
-    first, last = (sum(figures[i] for figures in left.values()) / len(left) for i in (1, 2))
+    worst = max(left, key=lambda language: left[language])
+    before, after = (results[phase]["forget"] for phase in ("before", "after"))
+    first, last = (sum(figures[language][metric] for language in left) / len(left) for figures in (before, after))
     length = f"--max_steps {config['max_steps']}"
     if config["max_steps"] <= 0:
         length = f"--num_train_epochs {config['num_train_epochs']:g}"
     return [
         f"little was forgotten: {metric} of the forget rows went from {first:.2f} to {last:.2f}, and is still "
-        f"{left[worst][2]:.2f} in {worst}; raise --learning_rate ({config['learning_rate']:g} now), {length}, or "
-        f"--forget_coef ({config['forget_coef']:g} now)"
+        f"{after[worst][metric]:.2f} in {worst}; raise --learning_rate ({config['learning_rate']:g} now), {length}, "
+        f"or --forget_coef ({config['forget_coef']:g} now)"
     ]
 
 

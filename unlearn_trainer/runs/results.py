@@ -11,14 +11,13 @@ from accelerate import PartialState
 
 from ..config.arguments import DataArguments, ModelArguments
 from ..config.unlearn_config import UnlearnConfig
-from ..console import say
 from ..data import TokenizedData
-from ..data.row_checks import learned_positions
-from ..evaluation.greedy_text import GreedyText, sample_greedy_text, shares
+from ..evaluation.greedy_text import GreedyText, shares
 from ..files import write_json
 from ..report.table import PHASES
 from ..trainer import UnlearnTrainer
 from .environment import configuration, environment, peak_memory
+from .examples import choose_examples, greedy_texts
 
 # Of every split and language at every evaluation.
 CURVE = ("memorization_accuracy", "extraction_strength", "loss", "perplexity")
@@ -54,6 +53,7 @@ def gather_results(
     after: dict,
     never_seen: dict | None,
     timing: dict[str, float],
+    said_before: list[GreedyText] | None = None,
 ) -> dict[str, Any]:
     """All that results.json holds but the warnings; call it on every process.
 
@@ -64,6 +64,7 @@ def gather_results(
         after: figures of the model as it is now; none where nothing is measured.
         never_seen: figures of the model that never saw the forget set, if there is one.
         timing: seconds of the parts.
+        said_before: what the start model says; texts are in the results only where it is given.
     """
     args, weights = given[-1], trainer.language_weights
     before = weights.figures_at_start if args.do_train else None
@@ -95,8 +96,8 @@ def gather_results(
     if args.do_train:
         texts = greedy_texts(trainer, data)
         results["greedy_text"] = shares(texts)
-        if given[1].show_texts:
-            show(texts)
+        if said_before is not None:
+            results["examples"] = choose_examples(said_before, texts)
     return results
 
 
@@ -124,31 +125,6 @@ def model_of_step(trainer: UnlearnTrainer) -> int:
     if best is None or not trainer.ended_with_best:
         return trainer.state.global_step
     return int(Path(best).name.rpartition("-")[2])
-
-
-def greedy_texts(trainer: UnlearnTrainer, data: TokenizedData) -> list[GreedyText]:
-    """Greedy continuations after some forget rows and some to be kept; call it on every process."""
-    names = ["forget", next((split for split in ("retain", "valid") if split in data.datasets), None)]
-    with trainer.ready() as called:
-        return sample_greedy_text(
-            called,
-            {name: data.datasets[name] for name in names if name in data.datasets},
-            [*data.languages, *data.heldout_languages],
-            trainer.processing_class,
-            trainer.args.device,
-            trainer.args.per_device_eval_batch_size,
-            trainer.args.seed,
-            learned_positions(trainer.model),
-        )
-
-
-def show(texts: list[GreedyText]) -> None:
-    """Print the first text of every split and language, as Python writes strings."""
-    first = {}
-    for text in texts:
-        first.setdefault((text.split, text.language), text)
-    for (split, language), text in first.items():
-        say(f"{split} {language}: {text.prompt[-80:]!r} goes on with {text.text[:160]!r}")
 
 
 SCHEMA_VERSION = 1

@@ -20,6 +20,7 @@ from ..teacher.teachers import is_loaded_apart
 from ..trainer import UnlearnTrainer
 from ..training.checkpoints import finishing
 from ..training.integrations import check_integrations
+from .examples import greedy_texts
 from .loading import load_data
 from .outcome import closing_words, warn_of_the_unguarded, weaknesses
 from .results import gather_results, write_results
@@ -69,8 +70,10 @@ def carry_out(
     after = trainer.measure(description="after") if args.do_eval or args.do_predict else {}
     never_seen = trainer.measure(load_model(reference, tokenizer), "never seen") if reference and after else None
     timing["eval_seconds"] = time.time() - started
+    quoted = args.do_train and data_args.show_texts
+    said_before = greedy_texts(trainer, data, load_model(start, tokenizer)) if quoted else None
 
-    results = gather_results(trainer, (model_args, data_args, args), data, after, never_seen, timing)
+    results = gather_results(trainer, (model_args, data_args, args), data, after, never_seen, timing, said_before)
     results["warnings"] = [*warnings, *weaknesses(results)]
     written = args.do_train or bool(after)
     if trainer.is_world_process_zero() and written:
