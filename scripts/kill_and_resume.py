@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_unlearn.py"
 SMALL_RUN = (
-    "quickstart --memorize_first false --train_never_seen false --forget_target 0.1 --max_steps 150 "
-    "--save_strategy steps "
-    "--save_steps 3 --save_total_limit 2 --eval_strategy no --per_device_train_batch_size 8 "
-    "--max_train_samples 16 --max_eval_samples 8 --max_predict_samples 8 --disable_tqdm true --use_cpu true"
+    "quickstart --method lingtea --forget_weighting target --forget_target 0.1 --max_steps 150 "
+    "--memorize_first false --train_never_seen false --show_texts false --save_strategy steps --save_steps 3 "
+    "--save_total_limit 2 --eval_strategy no --per_device_train_batch_size 8 --max_train_samples 16 "
+    "--max_eval_samples 8 --max_predict_samples 8 --disable_tqdm true --use_cpu true"
 ).split()
 
 

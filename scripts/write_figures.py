@@ -6,12 +6,12 @@
 
 A text marks what it quotes, and of which run:
 
-    <!-- figures: table of quickstart -->
+    <!-- figures: output of quickstart -->
     <!-- end of figures -->
 
 What stands between the two lines is written anew, and the first line is given seed and commit. Kinds of figures:
 
-    table       the table that the run prints at its end
+    output      what the run prints at its end: the table, the verdict, examples, where everything lies
     verdicts    a sentence on its audit
     METHOD      of the run called "comparison": a sentence on that method's row in docs/comparison.md, which is read by
                 itself and needs no folder
@@ -34,6 +34,7 @@ from unlearn_trainer.console import run_command  # noqa: E402
 from unlearn_trainer.errors import ConfigError  # noqa: E402
 from unlearn_trainer.files import write_whole  # noqa: E402
 from unlearn_trainer.report.table import comparison_table  # noqa: E402
+from unlearn_trainer.runs.outcome import closing_words  # noqa: E402
 
 TEXTS = ("README.md", "docs/methods.md", "docs/audit.md", "docs/comparison.md", "docs/performance.md")
 COMPARISON = "comparison"
@@ -66,7 +67,7 @@ def rewrite(text: str, makers: Mapping[str, Maker]) -> str:
 
 
 def maker_of_run(name: str, folder: Path) -> Maker:
-    """Makes ``table`` and ``verdicts`` of the run in ``folder``.
+    """Makes ``output`` and ``verdicts`` of the run in ``folder``.
 
     Raises:
         ConfigError: the folder holds no finished run, or one of an unknown commit.
@@ -74,12 +75,13 @@ def maker_of_run(name: str, folder: Path) -> Maker:
     results = _read(folder / "results.json")
 
     def make(kind: str) -> tuple[str, str]:
-        if kind == "table":
-            return f"```\n{comparison_table(results, width=WIDTH)}\n```", _source(results, results, folder)
+        if kind == "output":
+            said = f"{comparison_table(results, width=WIDTH)}\n{closing_words(results, written=True)}"
+            return f"```\n{said}\n```", _source(results, results, folder)
         if kind == "verdicts":
             audit = _read(folder / "audit" / "audit.json")
             return _wrapped(_verdicts(name, results, audit)), _source(results, audit, folder)
-        raise ConfigError(f"figures: {kind} of {name}: a run has table and verdicts")
+        raise ConfigError(f"figures: {kind} of {name}: a run has output and verdicts")
 
     return make
 

@@ -82,9 +82,11 @@ def test_presets_of_the_paper(preset, languages, heldout, length, batch, rate):
 
 
 def test_quickstart_preset():
-    _, _, config = parse_arguments(["quickstart"])
+    _, data, config = parse_arguments(["quickstart"])
     assert config.memorize_first and config.train_never_seen and config.do_train and config.do_predict
-    assert config.forget_weighting == "target" and config.stop_when_forgotten
+    assert config.method == "calibrated" and data.show_texts
+    lingtea = parse_arguments(["quickstart", "--method", "lingtea"])[2]
+    assert (lingtea.forget_objective, lingtea.retain_objective) == ("gradient_ascent", "lingtea")
 
 
 def test_booleans_with_and_without_a_value(run):

@@ -165,13 +165,13 @@ def test_ascent_that_nothing_guards_is_named_at_the_start_and_its_text_at_the_en
         for figures in results["greedy_text"][split].values():
             assert figures["rows"] == 6 and set(figures) == {"blank", "repeating", "ended", "rows"}
     assert "greedy text after 18 forget rows:" in out and "of the greedy texts after" in out
-    assert "What the model said" not in out and "examples" not in results  # texts are shown only on demand
+    assert "How the model went on" not in out and "examples" not in results  # texts are shown only on demand
     guarded = run(memorized, tmp_path / "measured", *ruin, "--do_eval", "--show_texts")
     out = capfd.readouterr().out
     assert not [text for text in guarded["warnings"] if "nothing guards" in text]
     assert guarded["stop_reason"] and f": {guarded['stop_reason']}" in out.split("ended after step")[1]
     assert any("what was to stay has suffered" in text for text in guarded["warnings"])
-    assert "What the model said" in out
+    assert "How the model went on" in out
 
 
 @pytest.mark.parametrize("kind", ["text", "cloze", "qa"])

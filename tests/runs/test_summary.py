@@ -139,15 +139,15 @@ def test_examples_are_what_the_model_said_before_and_says_now(results, folder):
         assert all(isinstance(example[key], str) for key in TEXTS)
         whole = f"{example['prompt']} {example['reference']}"
         assert any(language == example["language"] and whole in text for language, text in rows)
-    recited = [example for example in known if example["before"].startswith(example["reference"].strip()[:8])]
+    recited = [example for example in known if example["before"] == example["reference"]]
     assert recited and all(example["after"] != example["before"] for example in recited)
 
 
 @pytest.mark.parametrize("count", [1, 2, EXAMPLES])
 def test_examples_are_shown_in_different_languages(results, count):
     lines = example_lines(results, count)
-    assert len(lines) == 1 + 3 * count
-    heads = [line.split(":")[0].strip() for line in lines[1::3]]
+    assert len(lines) == 1 + 4 * count
+    heads = [line.split(":")[0].strip() for line in lines[1::4]]
     assert len(set(heads)) == count and heads[0] == "English"
 
 

@@ -13,6 +13,7 @@ from helpers.material import write_material
 import run_unlearn
 from unlearn_trainer.errors import ConfigError
 from unlearn_trainer.report.table import comparison_table
+from unlearn_trainer.runs.outcome import closing_words
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = runpy.run_path(str(ROOT / "scripts/write_figures.py"))
@@ -64,7 +65,8 @@ def test_every_block_is_what_the_script_makes_of_a_run(texts, finished, capsys):
         content, source = makers[block["run"]](block["kind"])
         assert block["text"] == f"{content}\n" and block["source"] == f"; {source}"
     readme = (texts / "README.md").read_text()
-    assert comparison_table(results, width=119) in readme and f"seed 42; commit {COMMIT} -->" in readme
+    said = f"{comparison_table(results, width=119)}\n{closing_words(results, written=True)}"
+    assert f"```\n{said}\n```" in readme and f"seed 42; commit {COMMIT} -->" in readme
     methods = (texts / "docs/methods.md").read_text()
     assert f"commit {COMMIT[::-1]} -->" in methods
     main(words, texts)

@@ -28,6 +28,7 @@ class GreedyText:
         split, language: of the row that it follows on the beginning of.
         prompt, reference: what the row begins with, and what it goes on with.
         text: what the model goes on with.
+        alike: the beginning of it that has as many tokens as the reference, to be compared with that.
         blank: there is no letter and no digit in the text.
         repeating: its last two thirds are one piece, three times or more.
         ended: it ends by itself.
@@ -38,6 +39,7 @@ class GreedyText:
     prompt: str
     reference: str
     text: str
+    alike: str
     blank: bool
     repeating: bool
     ended: bool
@@ -131,6 +133,7 @@ def _described(
         prompt=tokenizer.decode(parts[0], **options),
         reference=tokenizer.decode(parts[1], **options),
         text=text,
+        alike=tokenizer.decode(own[: len(parts[1])], **options),
         blank=not any(character.isalnum() for character in text),
         repeating=repeats(own),
         ended=len(own) < len(ids),

@@ -15,6 +15,7 @@ FORGOTTEN = 0.1
 LOST = {"retain": 1.05, "valid": 2.0, "test": 2.0}
 KEPT_TEXT = {"retain": "text to keep", "valid": "other text", "test": "other text"}
 EXAMPLES = 3
+SAID = {"text": "reference", "before": "before", "now": "after"}
 
 
 def verdict(results: Mapping[str, Any]) -> str:
@@ -79,14 +80,15 @@ def names(languages: Sequence[str]) -> str:
 
 def example_lines(results: Mapping[str, Any], count: int = EXAMPLES) -> list[str]:
     """What the model said after forget rows before, and says now, in ``count`` languages; none without examples."""
-    forgotten = [example for example in results.get("examples") or [] if example["split"] == "forget"]
+    trained = [example for example in results.get("examples") or [] if example["language"] in results["languages"]]
+    forgotten = [example for example in trained if example["split"] == "forget"]
     if not forgotten:
         return []
-    lines = ["What the model said after the beginning of a forget row, and says now:"]
+    lines = ["How the model went on after the beginning of a forget row, and how it goes on now:"]
     for example in spread(forgotten, count):
         name = language_name(example["language"]) or example["language"]
-        lines += [f"  {name}: {_one_line(example['prompt'], 160, end=True)}"]
-        lines += [f"    {when:<6}  {_one_line(example[when], 100)}" for when in ("before", "after") if when in example]
+        lines += [f"  {name}: {_one_line(example['prompt'], 160, end=True)} ..."]
+        lines += [f"    {word:<6}  {_one_line(example[key], 100)}" for word, key in SAID.items()]
     return lines
 
 

@@ -43,11 +43,12 @@ def choose_examples(before: Sequence[GreedyText], after: Sequence[GreedyText]) -
         after: by the model as it is now, of the same rows in the same order.
 
     Returns:
-        ``[{"split", "language", "prompt", "reference", "before", "after"}]``.
+        ``[{"split", "language", "prompt", "reference", "before", "after"}]``; both continuations as long as the
+        reference, or shorter.
     """
     best: dict[tuple[str, str], tuple[float, dict[str, str]]] = {}
     for old, new in zip(before, after, strict=True):
-        recited = rouge_l_recall(old.text, old.reference)
+        recited = rouge_l_recall(old.alike, old.reference)
         row = old.split, old.language
         if row not in best or recited > best[row][0]:
             best[row] = (
@@ -57,8 +58,8 @@ def choose_examples(before: Sequence[GreedyText], after: Sequence[GreedyText]) -
                     "language": old.language,
                     "prompt": old.prompt,
                     "reference": old.reference,
-                    "before": old.text,
-                    "after": new.text,
+                    "before": old.alike,
+                    "after": new.alike,
                 },
             )
     return [example for _, example in best.values()]

@@ -16,6 +16,7 @@ logger = logging.get_logger(__name__)
 
 REMEMBERED = 0.5  # share of the memorization that may be left before the run is said to have forgotten little
 GREW = 2.0  # times the perplexity at the start from which the rest is said to have suffered
+BETTER = 0.03  # of the score by which an earlier model has to be better to be named: less is chance of few rows
 WORN_OUT = 0.5  # share of blank or repeating texts from which they are worth a warning
 
 
@@ -148,7 +149,7 @@ def _better_before(results):
     if not config["do_train"] or not scored or results["unlearning_score"] is None:
         return []
     best = max(scored, key=lambda point: point["unlearning_score"])
-    if best["step"] == results["model_of_step"] or best["unlearning_score"] <= results["unlearning_score"] + 0.01:
+    if best["step"] == results["model_of_step"] or best["unlearning_score"] <= results["unlearning_score"] + BETTER:
         return []
     return [
         f"an earlier model was better: unlearning score {best['unlearning_score']:.3f} at step {best['step']}, "
