@@ -44,7 +44,7 @@ setup(
             "config/presets/*.json",
             "data/*.json",
             "evaluation/modules/*/*.py",
-            "audit/report/templates/*",
+            "report/templates/*",
         ]
     },
     entry_points={"console_scripts": ["unlearn-trainer=unlearn_trainer.__main__:main"]},

@@ -4,6 +4,7 @@ python run_unlearn.py quickstart
 accelerate launch run_unlearn.py my_run.json --learning_rate 1e-4
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,16 +40,20 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.deepspeed_plugin is not None:
             start_deepspeed_on_cpu()
         with held_folder(args.folder):
-            return _run_and_audit(model_args, data_args, args, warnings)
+            return _run_and_audit(model_args, data_args, args, warnings, sys.argv[1:] if argv is None else argv)
 
 
 def _run_and_audit(
-    model_args: ModelArguments, data_args: DataArguments, args: UnlearnConfig, warnings: list[str]
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: UnlearnConfig,
+    warnings: list[str],
+    words: Sequence[str],
 ) -> dict[str, Any]:
     checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
-    finished = carry_out(model_args, data_args, args, checkpoint, warnings)
+    finished = carry_out(model_args, data_args, args, checkpoint, warnings, words)
     if args.audit:
         release_memory()
         audit_run(finished.start, finished.reference, model_args, data_args, args)

@@ -1,65 +1,26 @@
 """The report card says all that audit.json says, in a page that needs nothing else and that no data can break."""
 
-import html
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from helpers.example_audit import ATTACKS, KNOWN, REASONS, example_audit
+from helpers.pages import Page, assert_needs_nothing_else, assert_no_wider_than_its_window
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearn_trainer.audit.report.card import headline, summary_table, write_report
 from unlearn_trainer.report.pictures import Mark, heat_map, strip
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
 SVG = "{http://www.w3.org/2000/svg}"
 # Enough for a script to run or a request to be made, if it were taken for markup anywhere.
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y>|`*&amp;\x00\ud800](http://a.b)"
 MANY = tuple(f"{first}{second}_Latn" for first in "abcdefgh" for second in "klmno")
-
-
-class Page(HTMLParser):
-    """What a browser would make of it; a tag that does not match raises."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.texts, self.tables = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.attributes += attrs
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-        if self.open and {"td", "th"} & {*self.open} and "title" not in self.open:
-            self.tables[-1][-1][-1] += data
-
-    @property
-    def text(self):
-        return " ".join(self.texts)
 
 
 def written(folder, audit):
@@ -118,20 +79,7 @@ def test_everything_audited_is_in_both_reports(tmp_path, arguments):
 
 def test_the_page_needs_no_other_file_and_no_script(tmp_path):
     page, _ = written(tmp_path, example_audit())
-    text = (tmp_path / "audit.html").read_text(encoding="utf-8")
-    assert text.startswith("<!DOCTYPE html>")
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "video", "base", "form"}
-    assert not [
-        name for name, _ in page.attributes if name.startswith("on") or name in ("src", "srcset", "xlink:href")
-    ]
-    (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
-    assert "url(" not in style and "@import" not in style
-    # The name of SVG is an address that nobody asks for.
-    assert set(re.findall(r"\w+://[^\s\"'<]+", text)) == {"http://www.w3.org/2000/svg"}
-    ids = [value for name, value in page.attributes if name == "id"]
-    targets = [value for name, value in page.attributes if name == "href"]
-    assert len(ids) == len(set(ids)) and targets
-    assert all(target.startswith("#") and target[1:] in ids for target in targets)
+    assert_needs_nothing_else(page, tmp_path / "audit.html")
 
 
 def test_no_text_becomes_markup(tmp_path):
@@ -403,30 +351,7 @@ def test_colours_are_readable_on_the_page_in_light_and_dark(tmp_path):
 
 
 def test_a_browser_never_scrolls_the_page_sideways(tmp_path):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("no chromium on PATH")
     audit = example_audit()
     audit["models"]["after"] = "/a" * 60 + "/" + "b" * 200
     write_report(tmp_path, audit)
-    # A frame is as narrow as it is told; a browser's own window is not.
-    frame = html.escape((tmp_path / "audit.html").read_text(encoding="utf-8"))
-    frames = "".join(f'<iframe width="{width}" height="640" srcdoc="{frame}"></iframe>' for width in (360, 1200))
-    (tmp_path / "frames.html").write_text(
-        f"""<body>{frames}
-        <script>window.onload = () => {{ document.title = [...document.querySelectorAll('iframe')].map((frame) => {{
-          const page = frame.contentDocument, root = page.documentElement, folded = root.scrollWidth;
-          page.querySelectorAll('details').forEach((each) => {{ each.open = true; }});
-          return [root.clientWidth, folded, root.scrollWidth].join(' '); }}).join('; '); }};</script></body>""",
-        encoding="utf-8",
-    )
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    command = [chromium, *flags, (tmp_path / "frames.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode or "<title>" not in done.stdout:
-        pytest.skip(f"{chromium} does not run here: {done.stderr[-300:]}")
-    found = re.search("<title>(.*?)</title>", done.stdout).group(1)
-    widths = [[int(each) for each in part.split()] for part in found.split("; ")]
-    assert len(widths) == 2 and all(340 <= part[0] <= 1200 for part in widths)
-    for visible, *needed in widths:
-        assert max(needed) <= visible, found
+    assert_no_wider_than_its_window(tmp_path / "audit.html")

@@ -12,12 +12,12 @@ import pytest
 from helpers.material import write_material
 
 import run_unlearn
-from unlearn_trainer.audit.report.document import Heading, Paragraph, html_of, markdown_of
 from unlearn_trainer.console import run_command
 from unlearn_trainer.data import load_splits, read_jsonl
 from unlearn_trainer.data.checks import check_splits
 from unlearn_trainer.data.items import parse_row
 from unlearn_trainer.errors import ConfigError, DataError
+from unlearn_trainer.report.document import Heading, Paragraph, html_of, markdown_of
 from unlearn_trainer.report.pictures import heat_map
 
 ROWS = [{"en": "the secret is seven", "sw": "siri ni saba"}, {"en": "nine, ten; two", "sw": "tisa"}]

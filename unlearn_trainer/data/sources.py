@@ -45,19 +45,9 @@ def load_splits(
         DataError: a path that is no file, a file without rows, several files for one split, a Hub dataset that cannot
             be loaded, or a row that :func:`~unlearn_trainer.data.items.parse_row` refuses.
     """
-    if not data_dir and not forget_file:
-        raise ConfigError("there is no forget set; give --data_dir or --forget_file")
-    given = {"forget": forget_file, "retain": retain_file, "valid": valid_file, "test": test_file}
+    files = split_files(data_dir, forget_file, retain_file, valid_file, test_file)
     folder = Path(data_dir) if data_dir and Path(data_dir).is_dir() else None
-    files = {name: find_file(file, folder, f"--{name}_file") for name, file in given.items() if file}
-    loaded: dict[str, list[Item]] = {}
-    if folder:
-        for name in FILE_PATTERNS:
-            file = files.get(name) or _in_folder(folder, name)
-            if file:
-                files[name] = file
-    elif data_dir:
-        loaded = _from_hub(data_dir, skip=files)
+    loaded = _from_hub(data_dir, skip=files) if data_dir and not folder else {}
     for name, file in files.items():
         loaded[name] = read_jsonl(file)
         if not loaded[name]:
@@ -68,6 +58,30 @@ def load_splits(
             f"--forget_file{_foreign(folder)}"
         )
     return {name: loaded[name] for name in FILE_PATTERNS if name in loaded}
+
+
+def split_files(
+    data_dir: str | None = None,
+    forget_file: str | None = None,
+    retain_file: str | None = None,
+    valid_file: str | None = None,
+    test_file: str | None = None,
+) -> dict[str, Path]:
+    """The files that :func:`load_splits` reads, by split; none for a split that comes from the Hub.
+
+    Raises:
+        ConfigError: there is nothing to load a forget split from.
+        DataError: a path that is no file, or several files for one split.
+    """
+    if not data_dir and not forget_file:
+        raise ConfigError("there is no forget set; give --data_dir or --forget_file")
+    given = {"forget": forget_file, "retain": retain_file, "valid": valid_file, "test": test_file}
+    folder = Path(data_dir) if data_dir and Path(data_dir).is_dir() else None
+    files = {name: find_file(file, folder, f"--{name}_file") for name, file in given.items() if file}
+    if folder:
+        found = {name: files.get(name) or _in_folder(folder, name) for name in FILE_PATTERNS}
+        files |= {name: file for name, file in found.items() if file}
+    return files
 
 
 def _foreign(folder: Path) -> str:

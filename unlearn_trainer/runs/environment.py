@@ -1,15 +1,24 @@
 """What the figures of a run were made with: flags, versions, device and memory."""
 
+import hashlib
 import json
 import platform
 import resource
+import shlex
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
+
+from ..config.arguments import DataArguments
+from ..data.sources import split_files
+
+SPLITS = ("forget", "retain", "valid", "test")
+SECRET = "HIDDEN"
 
 
 def configuration(model_args: Any, data_args: Any, args: TrainingArguments) -> dict[str, Any]:
@@ -34,6 +43,34 @@ def environment(device: torch.device, world_size: int) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "world_size": world_size,
     }
+
+
+def data_hashes(data_args: DataArguments) -> dict[str, dict[str, str]]:
+    """What the rows came from, ``{split: {"file", "sha256"}}``, or ``{split: {"dataset"}}`` for splits of the Hub."""
+    given = {split: getattr(data_args, f"{split}_file") for split in SPLITS}
+    files = split_files(data_args.data_dir, *given.values())
+    found = {}
+    for split in SPLITS:
+        if split in files:
+            with open(files[split], "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+            found[split] = {"file": str(files[split]), "sha256": digest}
+    if data_args.data_dir and "forget" not in found:
+        found["forget"] = {"dataset": data_args.data_dir}
+    return found
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command that was given, as one types it, without tokens of access."""
+    shown: list[str] = []
+    for word in words:
+        flag, is_pair, _ = word.partition("=")
+        if shown and shown[-1].startswith("--") and shown[-1].endswith("token"):
+            word = SECRET
+        elif flag.startswith("--") and flag.endswith("token") and is_pair:
+            word = f"{flag}={SECRET}"
+        shown.append(word)
+    return shlex.join(["unlearn-trainer", *shown])
 
 
 def peak_memory() -> int:

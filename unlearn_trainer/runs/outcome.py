@@ -82,7 +82,7 @@ def closing_words(results: dict[str, Any], written: bool) -> str:
     lines += [f"warning: {weakness}" for weakness in weaknesses(results)]
     output = Path(config["output_dir"])
     places = [f"model: {output}"] if config["do_train"] else []
-    places += [f"results: {output / 'results.json'}"] if written else []
+    places += [f"report: {output / 'report.html'}; results: {output / 'results.json'}"] if written else []
     return "\n".join([*lines, *(["; ".join(places)] if places else [])])
 
 

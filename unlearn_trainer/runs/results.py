@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..evaluation.greedy_text import GreedyText, shares
 from ..files import write_json
 from ..report.table import PHASES
 from ..trainer import UnlearnTrainer
-from .environment import configuration, environment, peak_memory
+from .environment import command_line, configuration, data_hashes, environment, peak_memory
 from .examples import choose_examples, greedy_texts
 
 # Of every split and language at every evaluation.
@@ -53,6 +53,7 @@ def gather_results(
     after: dict,
     never_seen: dict | None,
     timing: dict[str, float],
+    words: Sequence[str],
     said_before: list[GreedyText] | None = None,
 ) -> dict[str, Any]:
     """All that results.json holds but the warnings; call it on every process.
@@ -64,6 +65,7 @@ def gather_results(
         after: figures of the model as it is now; none where nothing is measured.
         never_seen: figures of the model that never saw the forget set, if there is one.
         timing: seconds of the parts.
+        words: the command line.
         said_before: what the start model says; texts are in the results only where it is given.
     """
     args, weights = given[-1], trainer.language_weights
@@ -71,7 +73,8 @@ def gather_results(
     results = {
         "schema_version": SCHEMA_VERSION,
         "config": configuration(*given),
-        "environment": environment(args.device, args.world_size),
+        "environment": environment(args.device, args.world_size) | {"command": command_line(words)},
+        "data": data_hashes(given[1]),
         "languages": data.languages,
         "heldout_languages": data.heldout_languages,
         "dropped_rows": data.dropped_rows,
@@ -80,6 +83,7 @@ def gather_results(
         "after": after,
         "language_weights": weights.reported_history(),
         "evaluations": curve(trainer),
+        "losses": losses(trainer),
         "targets": dict(zip(weights.languages, weights.target, strict=True)) if "forget" in (before or {}) else {},
         "unlearning_score": weights.score(after) if before and "forget" in after else None,
         "stop_reason": weights.stop_reason,
@@ -117,6 +121,16 @@ def curve(trainer: UnlearnTrainer) -> list[dict[str, Any]]:
             point[split] = {language: found for language, found in figures.items() if found}
         points.append(point)
     return points
+
+
+def losses(trainer: UnlearnTrainer) -> list[dict[str, Any]]:
+    """The losses that were logged during the training, ``[{"step", "loss", "forget_loss", "retain_loss"}]``."""
+    names = ("step", "loss", "forget_loss", "retain_loss")
+    return [
+        {name: entry[name] for name in names if name in entry}
+        for entry in trainer.state.log_history
+        if "loss" in entry
+    ]
 
 
 def model_of_step(trainer: UnlearnTrainer) -> int:

@@ -1,6 +1,7 @@
 """A run, from its checked flags to results.json: load, prepare, train, save, measure, write, tell."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..engine.engines import engine_of_its_own
 from ..errors import ConfigError
 from ..model.layers import restrict_training
 from ..model.loading import apply_peft, load_model, save_trained
+from ..report.run_report import write_run_report
 from ..report.table import comparison_table
 from ..teacher.teachers import is_loaded_apart
 from ..trainer import UnlearnTrainer
@@ -44,6 +46,7 @@ def carry_out(
     args: UnlearnConfig,
     checkpoint: str | None,
     warnings: list[str],
+    words: Sequence[str],
 ) -> FinishedRun:
     """The run in its output folder, which no other run writes to meanwhile.
 
@@ -51,6 +54,7 @@ def carry_out(
         model_args, data_args, args: the flags.
         checkpoint: where the training goes on from.
         warnings: those of the run; they grow while it goes on.
+        words: the command line, for the report.
 
     Raises:
         ConfigError: flags that do not fit the data or the model, or a place that cannot be written to.
@@ -73,11 +77,13 @@ def carry_out(
     quoted = args.do_train and data_args.show_texts
     said_before = greedy_texts(trainer, data, load_model(start, tokenizer)) if quoted else None
 
-    results = gather_results(trainer, (model_args, data_args, args), data, after, never_seen, timing, said_before)
+    given = model_args, data_args, args
+    results = gather_results(trainer, given, data, after, never_seen, timing, words, said_before)
     results["warnings"] = [*warnings, *weaknesses(results)]
     written = args.do_train or bool(after)
     if trainer.is_world_process_zero() and written:
         write_results(args.folder / RESULTS, results)
+        write_run_report(args.folder, results)
     say(comparison_table(results))
     say(closing_words(results, written))
     not_pushed = _push(trainer) if args.do_train and args.push_to_hub else None

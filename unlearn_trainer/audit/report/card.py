@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_whole
-from ...report.pictures import Mark, finite, heat_map, strip
-from ..results import Estimate
-from .document import (
+from ...report.document import (
     Bullets,
     Cell,
     Drawing,
@@ -24,9 +22,13 @@ from .document import (
     Reasons,
     Table,
     Verdict,
+    drawn,
     html_of,
     markdown_of,
 )
+from ...report.drawing import finite
+from ...report.pictures import Mark, heat_map, strip
+from ..results import Estimate
 from .entries import MEANINGS, UNMEASURED, Entry, entries_of, interval, number, short, words, worst
 
 # A sign and a word for each, so that none rests on its colour.
@@ -191,7 +193,7 @@ def _dot(most: Entry | None, entries: Sequence[Entry], title: str) -> str | Draw
     if most is None or most.place is None:
         return UNMEASURED
     others = [entry.place for entry in entries if entry.judged and entry.place is not None]
-    return _drawn(strip([_mark(most, others=others)], title, 200, labelled=False), number(most.place))
+    return drawn(strip([_mark(most, others=others)], title, 200, labelled=False), number(most.place))
 
 
 def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
@@ -227,7 +229,7 @@ def _strips(languages: Mapping[str, Any], entries: Entries) -> Blocks:
                 marks.append(Mark(line, None, hollow=not judged))
         picture = strip(marks, f"{code}: every figure between never seen and before")
         opened = index < OPEN_LANGUAGES
-        cards.append(Folded(_summary(code, about), [_drawn(picture)], opened, f"language-{index}"))
+        cards.append(Folded(_summary(code, about), [drawn(picture)], opened, f"language-{index}"))
         rows.append((code, *places))
     yield Group(cards, "grid", in_markdown=False)
     head = ("language", *(line if judged else f"{line} (not judged)" for judged, line in ordered))
@@ -255,7 +257,7 @@ def _matrices(attacks: Mapping[str, Any]) -> Blocks:
             picture = heat_map(rows, columns, values, *titles, title, min([0.0, *known]), max([1.0, *known]))
             lines = [(row, *map(number, line)) for row, line in zip(rows, values, strict=True)]
             table = Table((f"{titles[0]} / {titles[1]}", *columns), lines, range(1, len(columns) + 1), "short")
-            figures.append(Figure(caption, _drawn(picture).svg, table))
+            figures.append(Figure(caption, drawn(picture).svg, table))
         yield Group(figures, "pictures")
 
 
@@ -346,10 +348,3 @@ def _verdict(verdict: str) -> Verdict:
 def _summary(code: str, about: Mapping[str, Any], more: str = "") -> Language:
     held_out = ", held out" if about.get("held_out") else ""
     return Language(code, held_out + more, _verdict(about["verdict"]))
-
-
-def _drawn(svg: str, text: str = "") -> Drawing:
-    """A picture of ours, whose texts are escaped already."""
-    from markupsafe import Markup
-
-    return Drawing(Markup(svg), text)

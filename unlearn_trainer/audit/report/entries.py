@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...report.pictures import finite
+from ...report.drawing import finite
 from ..results import Estimate, Figure, Name, Variant, read_figures
 
 UNMEASURED = "–"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from ...report.pictures import representable
+from .drawing import representable
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -66,6 +66,13 @@ class Drawing:
     svg: str
     text: str = ""
     in_markdown: ClassVar[bool] = False
+
+
+def drawn(svg: str, text: str = "") -> Drawing:
+    """A picture of ours, whose texts are escaped already."""
+    from markupsafe import Markup
+
+    return Drawing(Markup(svg), text)
 
 
 Cell = str | Verdict | Language | Reasons | Drawing
@@ -142,13 +149,13 @@ class Group:
 def markdown_of(blocks: Sequence) -> str:
     """The whole document as Markdown."""
     shown = [block for block in blocks if getattr(block, "in_markdown", True)]
-    return _environment(_marked_down).get_template("audit.md.jinja").render(blocks=shown)
+    return _environment(_marked_down).get_template("page.md.jinja").render(blocks=shown)
 
 
 def html_of(blocks: Sequence, title: str) -> str:
     """The whole document as an HTML page, with links to its parts before the first of them."""
     parts = [block for block in blocks if isinstance(block, Heading) and block.level == 2]
-    template = _environment(representable).get_template("audit.html.jinja")
+    template = _environment(representable).get_template("page.html.jinja")
     return template.render(blocks=blocks, parts=parts, title=title)
 
 
