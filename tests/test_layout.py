@@ -18,7 +18,7 @@ FLOORS = (
     "memory trainer",
     "runs",
     "audit",
-    "cli",
+    "cli commands",
     "__main__",
 )
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent.parent.name != "modules")

@@ -1,12 +1,33 @@
-"""``python -m unlearn_trainer`` is the command ``unlearn-trainer``."""
+"""``python -m unlearn_trainer`` is the command ``unlearn-trainer``: a run, or what comes before and after it."""
+
+import importlib
+import sys
 
 from .early_stop import end_on_ctrl_c
 
+# Modules whose ``main`` takes the words behind the command's name, and loads nothing before these are right.
+COMMANDS = {
+    "card": "commands.card",
+    "dispose": "commands.dispose",
+}
+
 
 def main() -> None:
-    """Answer at once what needs no library, and run what does."""
+    """Answer at once what needs no library, and run what does; ``run`` may be left out."""
     end_on_ctrl_c()
+    words = sys.argv[1:]
+    if words[:1] == ["audit"]:
+        sys.argv[1:] = words[1:]
+        importlib.import_module(f"{__package__}.audit.__main__").main()
+    elif words and words[0] in COMMANDS:
+        _run_small(COMMANDS[words[0]], words[1:])
+    else:
+        if words[:1] == ["run"]:
+            sys.argv[1:] = words[1:]
+        _run()
 
+
+def _run() -> None:
     from .config.early import answer_early  # both here, because they take their time
 
     answer_early()
@@ -14,6 +35,16 @@ def main() -> None:
     from .cli import main as run
 
     run()
+
+
+def _run_small(module: str, words: list[str]) -> None:
+    """A command that needs no model: its mistakes become one line, as those of a run do."""
+    from .errors import EXIT_BAD_INPUT, UnlearnError, print_failure
+
+    try:
+        importlib.import_module(f"{__package__}.{module}").main(words)
+    except UnlearnError as error:
+        sys.exit(print_failure(f"error: {error}", EXIT_BAD_INPUT))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .errors import ConfigError
 from .files import held_folder
 from .memory.estimate import memory_table
 from .runs.results import collected_warnings
-from .runs.run import carry_out
+from .runs.run import carry_out, tell_people
 from .training.checkpoints import checkpoint_to_resume
 
 
@@ -57,6 +57,7 @@ def _run_and_audit(
     if args.audit:
         release_memory()
         audit_run(finished.start, finished.reference, model_args, data_args, args)
+        tell_people(args, finished.results)  # again, with what the audit says
     if finished.not_pushed is not None:
         raise finished.not_pushed
     return finished.results

@@ -140,7 +140,7 @@ def test_a_run_that_changed_next_to_nothing_says_so_and_what_to_raise(memorized,
     for word in ("--learning_rate (1e-05 now)", "--max_steps 2", "--forget_coef (1 now)"):
         assert word in weak
     assert any("little was forgotten" in warning for warning in results["warnings"])
-    assert last[-1] == f"model: {tmp_path}; results: {tmp_path / 'results.json'}"
+    assert last[-1] == f"model: {tmp_path}; report: {tmp_path / 'report.html'}; results: {tmp_path / 'results.json'}"
 
 
 def test_a_run_that_forgot_and_kept_has_nothing_to_complain_of(memorized, tmp_path, capfd):

@@ -62,5 +62,10 @@ def run(argv: Sequence[str] | None = None) -> dict:
     return audit(*arguments, before=before if arguments[2].model_before is None else None)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Console entry; see :func:`unlearn_trainer.console.run_command` for the exit codes."""
     run_command(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -83,7 +83,7 @@ def report_blocks(results: Mapping[str, Any], audited: bool = False) -> Blocks:
     for warning in results.get("warnings") or []:
         yield Paragraph(f"{warning[0].upper()}{warning[1:]}.", "alert")
     yield from _next_steps(results, audited)
-    yield from _by_language(results)
+    yield from by_language(results)
     yield from _examples(results)
     yield from _over_the_steps(results)
     yield from _all_figures(results)
@@ -126,7 +126,8 @@ def _next_steps(results: Mapping[str, Any], audited: bool) -> Blocks:
         yield Paragraph("An audit of this model lies in the folder audit: audit/audit.html.")
 
 
-def _by_language(results: Mapping[str, Any]) -> Blocks:
+def by_language(results: Mapping[str, Any]) -> Blocks:
+    """What became of each language: a table, and a picture of what is left."""
     phases = {phase: results.get(phase) or {} for phase in ("before", "after", "never_seen")}
     if not phases["after"]:
         return

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..config.arguments import DataArguments, ModelArguments
@@ -16,6 +17,7 @@ from ..engine.engines import engine_of_its_own
 from ..errors import ConfigError
 from ..model.layers import restrict_training
 from ..model.loading import apply_peft, load_model, save_trained
+from ..report.model_card import write_card
 from ..report.run_report import write_run_report
 from ..report.table import comparison_table
 from ..teacher.teachers import is_loaded_apart
@@ -83,13 +85,21 @@ def carry_out(
     written = args.do_train or bool(after)
     if trainer.is_world_process_zero() and written:
         write_results(args.folder / RESULTS, results)
-        write_run_report(args.folder, results)
+    tell_people(args, results)
     say(comparison_table(results))
     say(closing_words(results, written))
     not_pushed = _push(trainer) if args.do_train and args.push_to_hub else None
     if args.audit:
         trainer.accelerator.free_memory()  # relearning needs the room
     return FinishedRun(results, start, reference, not_pushed)
+
+
+def tell_people(args: UnlearnConfig, results: dict[str, Any]) -> None:
+    """Write the report and the card of the trained model, where there are results; only the first process does."""
+    if PartialState().is_main_process and (args.folder / RESULTS).exists():
+        write_run_report(args.folder, results)
+        if args.do_train:
+            write_card(args.folder)
 
 
 def make_trainer(

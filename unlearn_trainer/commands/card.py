@@ -1,0 +1,27 @@
+"""``unlearn-trainer card RUN``: write the model card of a finished run anew, from its results and its audit."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ConfigError
+
+
+def main(words: Sequence[str]) -> None:
+    """Write README.md into the folder of a run.
+
+    Raises:
+        ConfigError: the folder holds no finished run, or a card that a person has written.
+    """
+    parser = argparse.ArgumentParser(prog="unlearn-trainer card", description=__doc__.partition(": ")[2])
+    parser.add_argument("run", type=Path, metavar="RUN", help="the output folder of a finished run")
+    parser.add_argument("--output_file", type=Path, help="where to write the card; default: README.md in RUN")
+    given = parser.parse_args(words)
+
+    from ..report.model_card import CARD, is_ours, write_card  # the files are read only when the words are right
+
+    place = given.output_file or given.run / CARD
+    if place.exists() and not is_ours(place):
+        raise ConfigError(f"{place} was not written by this command; move it away, or give --output_file")
+    write_card(given.run, place)
+    print(f"card: {place}")
