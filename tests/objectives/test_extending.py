@@ -29,7 +29,7 @@ from unlearn_trainer.objectives.statistics import TokenStatistics
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 METHODS_GUIDE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-OBJECTIVE, TRAIN, BOUND, COMMAND, ROWS, REDUCTION = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
+OBJECTIVE, TRAIN, BOUND, COMMAND, ROWS, REDUCTION, ASKED = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
