@@ -65,3 +65,10 @@ def test_languages_and_scores_are_judged_apart():
         "sw": {"loss": 0.0, "min_k": 1.0, "min_k_plus_plus": 0.5},
     }
     assert tuple(found["en"]) == SCORES
+
+
+def test_the_auc_of_scores_that_are_no_numbers_is_nan_in_that_language_alone():
+    scores = {key: [math.nan, 1.0, 3.0] for key in SCORES}
+    members = columns([0, 0, 1], **scores)
+    found = membership_auc(members, columns([0, 1], **{key: [2.0, math.inf] for key in SCORES}), ["en", "sw"])
+    assert all(math.isnan(found["en"][name]) and found["sw"][name] == 1.0 for name in SCORES)
