@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearn_trainer.evaluation.membership import SCORES, auc, membership_auc, recognisability
@@ -18,6 +18,7 @@ def naive_auc(members, non_members):
     return sum(wins) / len(wins)
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(SCORE_LISTS, SCORE_LISTS)
 def test_auc_is_the_chance_that_a_member_scores_higher(members, non_members):
     found = auc(members, non_members)
