@@ -29,10 +29,11 @@ The columns of the table, each the mean over the seeds and the standard deviatio
 import argparse
 import dataclasses
 import json
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.engine.engines import engine_of_its_own
 from unlearn_trainer.errors import ConfigError, TrainingDiverged, did_you_mean
 from unlearn_trainer.evaluation.membership import membership_auc, recognisability
-from unlearn_trainer.files import held_folder, read_own_json, write_json, write_whole
+from unlearn_trainer.files import held_folder, json_text, nan_for_null, read_own_json, write_json, write_whole
 from unlearn_trainer.model.loading import load_model, save_trained
 from unlearn_trainer.objectives import METHODS
 from unlearn_trainer.runs.environment import environment
@@ -75,6 +76,8 @@ COLUMNS = {
     "regained_excess": "excess",
     "seconds": "seconds",
 }
+# What a file of a row holds of numbers that may be NaN: those of a model that is ruined.
+FIGURES = ("memorization_accuracy", "loss", "membership", "regained")
 QUIET = {"disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no", "report_to": "none"}
 
 
@@ -158,7 +161,8 @@ class SeedRun:
             found = {"name": row.name, "weighting": row.weighting, "seed": self.seed, "settings": described}
             found |= self._run(row, words)
             write_json(file, found)
-        return found
+            found = read_own_json(file, (), "run the command again")  # the same table now and after a second start
+        return found | {name: nan_for_null(found[name]) for name in FIGURES if name in found}
 
     def _words(self, row: Row) -> list[str]:
         if row.name in self.models:
@@ -194,24 +198,30 @@ class SeedRun:
                 save_trained(trainer, dataclasses.replace(model_args, merge_adapter=model_args.use_peft))
                 model_args = dataclasses.replace(model_args, model_name_or_path=folder, gguf_file=None, revision=None)
             found |= self._figures(trainer.measure_rows())
-            every_language = [*data.languages, *data.heldout_languages]
-            found["regained"] = {}
-            for language in self.relearned:
-                relearned = relearn(
-                    lambda: load_model(model_args, tokenizer),
-                    args,
-                    data.datasets["forget"],
-                    language,
-                    every_language,
-                    learning_rate=self.flags.relearn_learning_rate,
-                    steps=self.flags.relearn_steps,
-                    seed=self.seed,
-                    measured={"forget": data.datasets["forget"]},
-                    tokenizer=tokenizer,
-                )
-                rows = relearned.measure_rows()["forget"]
-                found["regained"][language] = regained(rows, language, self.languages)
+            found["regained"] = {
+                language: self._regained(language, model_args, args, data, tokenizer) for language in self.relearned
+            }
             return found
+
+    def _regained(self, language, model_args, args, data, tokenizer):
+        """What comes back in each other language; NaN of a model that is too far gone to learn anything."""
+        forget = data.datasets["forget"]
+        try:
+            relearned = relearn(
+                lambda: load_model(model_args, tokenizer),
+                args,
+                forget,
+                language,
+                [*data.languages, *data.heldout_languages],
+                learning_rate=self.flags.relearn_learning_rate,
+                steps=self.flags.relearn_steps,
+                seed=self.seed,
+                measured={"forget": forget},
+                tokenizer=tokenizer,
+            )
+        except TrainingDiverged:
+            return {other: math.nan for other in self.languages if other != language}
+        return regained(relearned.measure_rows()["forget"], language, self.languages)
 
     def _figures(self, rows):
         def by_language(split, figure):
@@ -231,15 +241,20 @@ class SeedRun:
         }
 
 
+def worst(values: Iterable[float]) -> float:
+    """The greatest; NaN where one is NaN."""
+    return float(np.max(list(values)))
+
+
 def summary(found: dict, before: dict, never_seen: dict) -> dict[str, float]:
     """The columns of a row from its figures by language; none of a training that diverged."""
     if "membership" not in found:
         return {}
     known, reference = found["membership"], never_seen["membership"]
     cells = {
-        "forget_ma": max(found["memorization_accuracy"].values()),
-        "never_seen_ma": max(never_seen["memorization_accuracy"].values()),
-        "recognisable": max(recognisability(areas["loss"]) for areas in known.values()),
+        "forget_ma": worst(found["memorization_accuracy"].values()),
+        "never_seen_ma": worst(never_seen["memorization_accuracy"].values()),
+        "recognisable": worst(recognisability(areas["loss"]) for areas in known.values()),
     }
     for score in ("loss", "min_k_plus_plus"):
         gaps = {language: abs(areas[score] - reference[language][score]) for language, areas in known.items()}
@@ -248,17 +263,22 @@ def summary(found: dict, before: dict, never_seen: dict) -> dict[str, float]:
     unseen = "test" if "test" in found["loss"] else "valid"  # some methods take rows of valid for themselves
     for split, column in (("retain", "retain_ratio"), (unseen, "unseen_ratio")):
         grown = [loss - before["loss"][split][language] for language, loss in found["loss"][split].items()]
-        cells[column] = perplexity_ratio(float(np.max(grown)))  # np.max keeps NaN
+        cells[column] = perplexity_ratio(worst(grown))
     back, unseen_back = (
         {language: statistics.fmean(others.values()) for language, others in each["regained"].items()}
         for each in (found, never_seen)
     )
     return cells | {
         "regained": statistics.fmean(back.values()),
-        "regained_worst": max(back.values()),
-        "regained_excess": max(value - unseen_back[language] for language, value in back.items()),
+        "regained_worst": worst(back.values()),
+        "regained_excess": worst(value - unseen_back[language] for language, value in back.items()),
         "seconds": found["seconds"],
     }
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation; NaN where a value is."""
+    return math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
 
 
 def table(results: dict[Row, list[dict[str, float]]]) -> list[dict]:
@@ -272,7 +292,7 @@ def table(results: dict[Row, list[dict[str, float]]]) -> list[dict]:
         for column in COLUMNS if finished else ():
             values = [cells[column] for cells in finished]
             line[column] = statistics.fmean(values)
-            spread[column] = statistics.stdev(values) if len(values) > 1 else None
+            spread[column] = deviation(values) if len(values) > 1 else None
         lines.append(line)
     return lines
 
@@ -372,7 +392,7 @@ def run(argv: Sequence[str] | None = None) -> list[dict]:
         lines = table(compare(flags, rest, settings, chosen))
     if flags.write_docs:
         write_docs(lines, flags, rest, settings)
-    say(json.dumps(lines, indent=1) if flags.json else markdown(lines))
+    say(json_text(lines) if flags.json else markdown(lines))
     return lines
 
 

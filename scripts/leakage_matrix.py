@@ -31,7 +31,7 @@ from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.console import CompactPrinter, run_command, say
 from unlearn_trainer.data.collator import TrainingRows
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.files import held_folder, read_own_json, write_json, write_whole
+from unlearn_trainer.files import held_folder, nan_for_null, read_own_json, write_json, write_whole
 from unlearn_trainer.report.pictures import heat_map
 from unlearn_trainer.runs.environment import configuration, environment
 from unlearn_trainer.runs.loading import load_data
@@ -168,16 +168,14 @@ class Grid:
         file = self.folder / f"{name}.json"
         described = {**self.described, "model": _weights(model.model_name_or_path)}
         if not file.exists():
-            found = {"settings": described, **run()}
-            write_json(file, found)
-            return found
+            write_json(file, {"settings": described, **run()})
         found = read_own_json(file, ("settings",), "delete it, and it is made anew")
         if changed := [key for key, value in described.items() if found["settings"].get(key) != value]:
             raise ConfigError(
                 f"{file} was made with other settings ({', '.join(changed)} differ); choose another --output_dir or "
                 "delete it"
             )
-        return found
+        return found | {name: nan_for_null(found[name]) for name in ("before", "after")}
 
     def _run(self, language, trains):
         others = [other for other in self.languages if other != language]

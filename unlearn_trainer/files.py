@@ -283,8 +283,21 @@ def write_json(path: str | os.PathLike, content: dict[str, Any]) -> None:
 
     Raises TypeError for a value that JSON cannot hold.
     """
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_whole(path, text)
+    write_whole(path, json_text(content) + "\n")
+
+
+def json_text(content: Any) -> str:
+    """What :func:`write_json` writes, for a list too."""
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def nan_for_null(figures: Any) -> Any:
+    """Figures that :func:`write_json` wrote, as numbers throughout: what has no JSON form, and is null, is NaN."""
+    if isinstance(figures, dict):
+        return {key: nan_for_null(value) for key, value in figures.items()}
+    if isinstance(figures, list):
+        return [nan_for_null(value) for value in figures]
+    return math.nan if figures is None else figures
 
 
 def _plain(value: Any) -> Any:

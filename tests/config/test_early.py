@@ -15,6 +15,9 @@ import transformers
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.training_args import trainer_log_levels
 
+from unlearn_trainer.audit.__main__ import run as audit
+from unlearn_trainer.audit.arguments import CHECK_NAMES
+from unlearn_trainer.audit.registry import CHECKS
 from unlearn_trainer.config import early, installed, known_objectives
 from unlearn_trainer.config.parser import PARSED, parse_arguments
 from unlearn_trainer.config.unlearn_config import UnlearnConfig
@@ -56,7 +59,7 @@ def loaded(done):
     return re.search(r"^LOADED(.*)$", done.stderr, re.MULTILINE)[1].split()
 
 
-@pytest.mark.parametrize("target", ["run_unlearn.py", "unlearn_trainer"])
+@pytest.mark.parametrize("target", ["run_unlearn.py", "unlearn_trainer", "unlearn_trainer.audit"])
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -75,6 +78,40 @@ def test_nothing_heavy_is_loaded_for_an_answer(target, words, code, said):
     assert re.search(said, done.stderr)
     if code == 0:
         assert done.stdout.startswith("usage: ") and "--learning_rate" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            [*REQUIRED, "--audit_checks", "probing,relerning"],
+            r"--audit_checks relerning is not one of .*; did you mean relearning\?$",
+        ),
+        ([*REQUIRED, "--audit_relearn_steps", "0"], "--audit_relearn_steps must be at least 1, not 0$"),
+        ([*GIVEN, "--data_dir", "/nowhere"], "--data_dir /nowhere does not exist"),
+        (["nothing"], "nothing: no finished run, as its results.json cannot be read"),
+        (["finished", "--audit_relearn_lerning_rate", "1"], "unknown flag --audit_relearn_lerning_rate; did you mean"),
+        (["finished"], "--forget_file: there is no file gone.jsonl"),
+        (["finished", "--max_seq_length", "1"], "--max_seq_length must be at least 2, not 1$"),
+    ],
+)
+def test_nothing_heavy_is_loaded_for_an_answer_of_the_audit(words, said, tmp_path, monkeypatch):
+    for name in ("nothing", "finished"):
+        (tmp_path / name).mkdir()
+    config = {"memorize_first": True, "train_never_seen": False, "model_name_or_path": "m", "seed": 3}
+    config["forget_file"] = "gone.jsonl"
+    (tmp_path / "finished" / "results.json").write_text(json.dumps({"config": config}))
+    done = ended(words, "unlearn_trainer.audit", tmp_path)
+    assert (done.returncode, loaded(done)) == (2, [])
+    assert re.search(f"^error: .*{said}", done.stderr, re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    late = told(audit, words)
+    # The whole audit looks for the model before it reads the rows.
+    assert late is not None and ("no tokenizer" in late[1] or f"error: {late[1]}" == done.stderr.splitlines()[0])
+
+
+def test_the_names_of_the_checks_are_those_that_there_are():
+    assert tuple(CHECKS) == CHECK_NAMES
 
 
 @pytest.fixture

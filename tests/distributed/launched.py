@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from unlearn_trainer import cli
 from unlearn_trainer.config.unlearn_config import UnlearnConfig
 from unlearn_trainer.errors import ConfigError
-from unlearn_trainer.runs import start_checks
+from unlearn_trainer.runs import run, start_checks
 
 
 class Fault(TrainerCallback):
@@ -30,7 +30,7 @@ class Fault(TrainerCallback):
                 raise ConfigError("injected")
 
 
-class FaultyTrainer(cli.UnlearnTrainer):
+class FaultyTrainer(run.UnlearnTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, callbacks=[Fault()], **kwargs)
 
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 
         start_checks.load_config = refuse
     elif "FAULT" in os.environ:
-        cli.UnlearnTrainer = FaultyTrainer
+        run.UnlearnTrainer = FaultyTrainer
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         initialise = UnlearnConfig.__post_init__
 

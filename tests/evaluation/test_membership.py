@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearn_trainer.evaluation.membership import SCORES, auc, membership_auc, recognisability
@@ -18,6 +18,7 @@ def naive_auc(members, non_members):
     return sum(wins) / len(wins)
 
 
+@settings(deadline=None)  # the first call imports SciPy
 @given(SCORE_LISTS, SCORE_LISTS)
 def test_auc_is_the_chance_that_a_member_scores_higher(members, non_members):
     found = auc(members, non_members)
@@ -65,3 +66,10 @@ def test_languages_and_scores_are_judged_apart():
         "sw": {"loss": 0.0, "min_k": 1.0, "min_k_plus_plus": 0.5},
     }
     assert tuple(found["en"]) == SCORES
+
+
+def test_the_auc_of_scores_that_are_no_numbers_is_nan_in_that_language_alone():
+    scores = {key: [math.nan, 1.0, 3.0] for key in SCORES}
+    members = columns([0, 0, 1], **scores)
+    found = membership_auc(members, columns([0, 1], **{key: [2.0, math.inf] for key in SCORES}), ["en", "sw"])
+    assert all(math.isnan(found["en"][name]) and found["sw"][name] == 1.0 for name in SCORES)

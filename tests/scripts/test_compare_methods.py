@@ -136,6 +136,39 @@ def test_a_training_that_diverges_is_a_line_of_the_table(compare, tmp_path):
     assert list(files(tmp_path / "out" / "seed-1")["before.json"][1]["regained"]) == ["sw"]
 
 
+def test_figures_that_are_no_numbers_are_the_same_line_when_they_are_read_again(compare, tmp_path, capsys):
+    """A single step, behind which no loss is looked at, leaves weights that overflow."""
+    changed = SETTINGS | {"ruined": {"method": "grad_diff", "learning_rate": 1e30, "max_steps": 1}}
+    (tmp_path / "settings.json").write_text(json.dumps(changed))
+    flags = ["--seeds", "1", "--methods", "ruined", "--relearn_languages", "sw", "--memorize_epochs", "1"]
+    first = compare(*flags)
+    earlier = files(tmp_path / "out" / "seed-1")
+    capsys.readouterr()
+    again = compare(*flags, "--json")
+    assert files(tmp_path / "out" / "seed-1") == earlier and repr(first) == repr(again)
+    ruined = again[-1]
+    assert ruined["method"] == "ruined" and ruined["diverged"] == 0
+    assert all(math.isnan(ruined[name]) for name in ("retain_ratio", "loss_gap", "recognisable", "regained_worst"))
+    printed = capsys.readouterr().out
+    shown = json.loads(
+        printed[printed.index("\n[\n") :], parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+    )
+    assert shown[-1]["retain_ratio"] is None and shown[0]["forget_ma"] == again[0]["forget_ma"]
+
+
+def test_means_and_spreads_of_figures_that_are_no_numbers():
+    def cells(value):
+        return dict.fromkeys(SCRIPT["COLUMNS"], value)
+
+    values = {"fine": [1.0, 3.0], "one": [math.nan, 1.0], "all": [math.nan, math.nan], "vast": [1e304, 1.0]}
+    rows = {SCRIPT["Row"](name): [cells(value) for value in each] for name, each in values.items()}
+    fine, one, both, vast = SCRIPT["table"](rows)
+    assert (fine["regained"], fine["sd"]["regained"]) == (2.0, pytest.approx(math.sqrt(2)))
+    assert all(math.isnan(line["regained"]) and math.isnan(line["sd"]["regained"]) for line in (one, both))
+    assert vast["sd"]["regained"] == pytest.approx(1e304 / math.sqrt(2))
+    assert "nan ± nan" in SCRIPT["markdown"]([one])
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

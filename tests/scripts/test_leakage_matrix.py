@@ -141,6 +141,19 @@ def test_a_grid_from_end_to_end(tmp_path, capsys):
         file.write_text(json.dumps(settings | {"train_never_seen": True, "learning_rate": 2e-3}))
 
 
+def test_a_ruined_model_is_the_same_row_when_it_is_read_again(tmp_path):
+    """A single step, behind which no loss is looked at, leaves weights that overflow: losses that are no numbers."""
+    flags = [
+        *write_material(tmp_path, items=2),
+        *"--method gradient_ascent --max_steps 1 --learning_rate 1e30".split(),
+    ]
+    flags += ["--output_dir", str(tmp_path / "out")]
+    first, written = script["run"](flags), (tmp_path / "out/leakage.json").read_text()
+    again = script["run"](flags)
+    assert all(math.isnan(value) for value in again["retain_perplexity_ratio"]) and len(again["matrix"]) == 3
+    assert again["matrix"] == first["matrix"] and (tmp_path / "out/leakage.json").read_text() == written
+
+
 def test_rows_of_other_data_or_another_model_are_not_taken(tmp_path):
     flags = [*write_material(tmp_path, items=2), "--max_steps", "1", "--output_dir", str(tmp_path / "out")]
     found, forget, weights = script["run"](flags), tmp_path / "forget.jsonl", tmp_path / "model/model.safetensors"

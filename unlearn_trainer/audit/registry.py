@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from ..errors import ConfigError, did_you_mean
+from .arguments import check_names
 from .checks.knowledge import generation, probing, truth_ratio, utility
 from .checks.logit_lens import logit_lens
 from .checks.memorization import memorization
@@ -88,7 +88,5 @@ def chosen_checks(names: Sequence[str] | None) -> list[Check]:
     Raises:
         ConfigError: there is no such check.
     """
-    for name in names or ():
-        if name not in CHECKS:
-            raise ConfigError(f"--audit_checks {name} is not one of {', '.join(CHECKS)}{did_you_mean(name, CHECKS)}")
+    check_names(names, CHECKS)
     return [check for check in CHECKS.values() if not names or check.name in names or check.name == "memorization"]

@@ -19,22 +19,13 @@ from ..files import held_folder, write_json
 from ..model.loading import load_model
 from ..runs.environment import configuration, environment
 from ..runs.loading import load_rows
+from .arguments import FOLDER, KEPT, OF_MODEL, PLACE
 from .findings import Findings, assemble
 from .registry import CHECKS, chosen_checks
 from .report.card import summary_table, write_report
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, AuditData, Subject, unseen_split
 
 AUDIT = "audit.json"
-FOLDER = "audit"  # of a run's output folder
-# Flags of a run that its audit has as well, relearning like that run; the rest is about the method.
-KEPT = (
-    *("seed", "per_device_eval_batch_size", "bf16", "fp16", "tf32", "deepspeed", "disable_tqdm", "never_seen_model"),
-    *("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
-    "forgotten_files",
-)
-# Of the model's flags those that hold for any state of it, and those that say where one lies.
-OF_MODEL = ("tokenizer_name", "dtype", "attn_implementation")
-PLACE = ("model_name_or_path", "gguf_file", "revision")
 
 
 def audit(

@@ -5,7 +5,7 @@ What it lets pass is read again by :func:`.parser.parse_arguments`, with the rea
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +28,9 @@ from .known_objectives import are_loaded, objective_choices, objective_options
 from .parser import CommandLine
 
 
-def answer_early(argv: Sequence[str] | None = None) -> None:
+def answer_early(
+    argv: Sequence[str] | None = None, read: Callable[[Sequence[str] | None], None] | None = None
+) -> None:
     """End the process where the command line asks for help, or has a mistake that is certain without any library.
 
     The words and the exit code are those that the run itself would end with. Where the objectives are loaded already,
@@ -36,11 +38,12 @@ def answer_early(argv: Sequence[str] | None = None) -> None:
 
     Args:
         argv: as for :func:`.parser.parse_arguments`.
+        read: reads it and raises what is wrong; by default :func:`look`.
     """
     if are_loaded():
         return
     try:
-        look(argv)
+        (read or look)(argv)
     except UnlearnError as error:
         sys.exit(print_failure(f"error: {error}", EXIT_BAD_INPUT))
     except Exception:  # a release of transformers that is written in another way, or what only its own checks know
@@ -54,15 +57,22 @@ def look(argv: Sequence[str] | None = None) -> None:
         UnlearnError: what :func:`.parser.parse_arguments` would raise. What it would say of combinations, and what
             only the libraries know, is not looked at.
     """
-    _, data, config = CommandLine(argv, (ModelArguments, DataArguments, _given_class())).checked()
+    _, data, config = CommandLine(argv, given_classes()).checked()
     stages = (config.memorize_first, config.train_never_seen, config.audit)
     starts = config.do_train or config.do_eval or config.do_predict or any(stages)
-    if starts and not config.estimate_memory and data.data_dir != "synthetic":
-        _check_there(data)
+    if starts and not config.estimate_memory:
+        check_there(data)
 
 
-def _check_there(data: DataArguments) -> None:
+def given_classes() -> tuple[type, type, type]:
+    """The classes of all flags, which need no library; for :class:`.parser.CommandLine`."""
+    return ModelArguments, DataArguments, _given_class()
+
+
+def check_there(data: DataArguments) -> None:
     """Refuse files and a folder of rows that are not there."""
+    if data.data_dir == "synthetic":
+        return
     folder = Path(data.data_dir) if data.data_dir and Path(data.data_dir).is_dir() else None
     for split in ("forget", "retain", "valid", "test"):
         file = getattr(data, f"{split}_file")

@@ -11,6 +11,9 @@ from ..errors import ConfigError
 PATHS = ("model_name_or_path", "tokenizer_name", "never_seen_model", "model_before", "forgotten_files", "data_dir")
 PATHS += ("forget_file", "retain_file", "valid_file", "test_file", "alternative_answers", "deepspeed")
 
+# Models that a run has trained itself, in its output folder.
+MEMORIZED, NEVER_SEEN = "memorized", "never_seen"
+
 # Flags that every run has, and no other program's file of this name.
 STAGES = ("memorize_first", "train_never_seen")
 

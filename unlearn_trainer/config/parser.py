@@ -191,9 +191,14 @@ def called_as() -> str:
     return program.removesuffix(".exe") if program.startswith("unlearn-trainer") else "run_unlearn.py"
 
 
-def free_words(argv: Sequence[str]) -> list[str]:
-    """The words of a command line that are neither flags nor values of flags, unknown flags left out."""
-    parser = _parser_class()(_classes())
+def free_words(argv: Sequence[str], classes: tuple[type, type, type] | None = None) -> list[str]:
+    """The words of a command line that are neither flags nor values of flags, unknown flags left out.
+
+    Args:
+        argv: words after the program's name.
+        classes: as for :class:`CommandLine`; by default those of a run.
+    """
+    parser = _parser_class()(classes or _classes())
     return [word for word in parser.parse_known_args(argv)[1] if not word.startswith("-")]
 
 

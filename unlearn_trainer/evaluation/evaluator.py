@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..head.attached import attach_head
 from ..head.chunked import Segment, Segments
 from ..head.packing import goes_by_mask, mask_for
+from ..model.trials import base_of
 from ..objectives.statistics import TokenStatistics
 from . import metrics
 from .generation import continued_rows, question_rows
@@ -223,8 +224,8 @@ class MultilingualEvaluator:
         """The table [sequences, columns], whole on every process."""
         if not sequences:
             return np.zeros((0, len(COLUMNS)))
-        whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-        if isinstance(whole, PreTrainedModel):  # an engine around it was given one with its head attached
+        whole = base_of(model)
+        if isinstance(whole, PreTrainedModel):
             attach_head(whole)
         state = PartialState()
         training = model.training

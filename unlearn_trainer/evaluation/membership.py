@@ -49,7 +49,8 @@ def membership_auc(
 ) -> dict[str, dict[str, float]]:
     """AUC of forget rows against rows never seen, ``{language: {score: AUC}}`` with the scores of :data:`SCORES`.
 
-    Scores are compared within a language only; one that lacks rows of either kind is left out.
+    Scores are compared within a language only; one that lacks rows of either kind is left out. An AUC is NaN where
+    a score is.
 
     Args:
         members, non_members: columns of two splits as :meth:`MultilingualEvaluator.rows` returns them.
@@ -59,5 +60,7 @@ def membership_auc(
     for index, language in enumerate(languages):
         inside, outside = (rows["language"] == index for rows in (members, non_members))
         if inside.any() and outside.any():
-            found[language] = {name: auc(-members[name][inside], -non_members[name][outside]) for name in SCORES}
+            found[language] = {
+                name: float(area(-members[name][inside], -non_members[name][outside])) for name in SCORES
+            }
     return found

@@ -6,13 +6,12 @@ does is tried once, on the model itself.
 """
 
 import inspect
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..model.trials import base_of, rounding_of, sample_ids, thresholds
+from ..model.trials import base_of, rounding_of, sample_ids, thresholds, unwrapped
 from .attached import attached_to
 
 
@@ -98,7 +97,7 @@ def mask_for(model: nn.Module, seen: torch.Tensor) -> torch.Tensor:
     seen = seen[:, None]
     if base_of(model).config._attn_implementation == "sdpa":
         return seen
-    dtype = _unwrapped(model).dtype
+    dtype = unwrapped(model).dtype
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
@@ -127,7 +126,7 @@ def _tried(model: nn.Module) -> bool:
     if any(isinstance(module, nn.Conv1d) for module in base_of(model).modules()):
         return False
     first, total = 5, 11
-    device = next(_unwrapped(model).parameters()).device
+    device = next(unwrapped(model).parameters()).device
     ids = torch.tensor([sample_ids(model, total)], device=device)
     column = torch.arange(total, device=device)
     owner, second = column >= first, column[first:]
@@ -148,7 +147,3 @@ def _tried(model: nn.Module) -> bool:
     finally:
         model.train(training)
     return bool((packed - alone).norm() < rounding_of(model) * alone.norm())
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    return getattr(model, "module", model)

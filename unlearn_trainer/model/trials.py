@@ -48,9 +48,14 @@ def rounding_of(model: nn.Module) -> float:
     return max(1e-5, 5 * eps)
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """The model that was handed to an engine, which may have wrapped it."""
+    return getattr(model, "module", model)
+
+
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The language model itself, within an engine's wrapper and an adapter."""
-    inner: Any = getattr(model, "module", model)
+    inner = unwrapped(model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 

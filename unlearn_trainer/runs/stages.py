@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..config.arguments import ModelArguments
+from ..config.finished import MEMORIZED, NEVER_SEEN
 from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..data import TokenizedData
@@ -26,8 +27,6 @@ from ..training.checkpoints import finishing
 from ..weights.policy import WeightPolicy
 
 DESCRIPTION = "stage.json"
-# Folders of the output folder.
-MEMORIZED, NEVER_SEEN = "memorized", "never_seen"
 # All rows in every epoch, and nothing that might end it early.
 PLAIN = {"language_sampling": "all", "max_retain_perplexity_ratio": None}
 

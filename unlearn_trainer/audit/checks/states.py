@@ -4,7 +4,6 @@ import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ...errors import ConfigError
 from ...model.layers import transformer_blocks
-from ...model.trials import rounding_of, sample_ids
+from ...model.trials import rounding_of, sample_ids, unwrapped
 from ..figures import seed_of
 from ..subject import Subject
 
@@ -49,7 +48,7 @@ def blocks_of(model: nn.Module) -> nn.ModuleList:
     Raises:
         NoResidualStream: they are in no list, or in several.
     """
-    inner = _inner(model)
+    inner = unwrapped(model)
     try:
         found = transformer_blocks(inner)
     except ConfigError:
@@ -121,7 +120,9 @@ def try_reading(model: nn.Module, device: torch.device) -> bool:
             read = run()
     wanted = torch.cat([plain.flip(0), plain])[: len(read)]
     if not (read - wanted).norm() <= rounding_of(model) * wanted.norm():
-        raise NoResidualStream(f"{type(_inner(model)).__name__} does not make its logits from its last block's output")
+        raise NoResidualStream(
+            f"{type(unwrapped(model)).__name__} does not make its logits from its last block's output"
+        )
     return takes_more
 
 
@@ -148,9 +149,9 @@ def try_pushing(model: nn.Module, layers: Sequence[int], device: torch.device) -
             pushed = run()
         if not ((pushed - plain).norm() <= bound if share == 0 else (pushed - plain).norm() > bound):
             raise NoResidualStream(
-                f"{type(_inner(model)).__name__} does not go by the output of its block {chosen[0] + 1} alone"
+                f"{type(unwrapped(model)).__name__} does not go by the output of its block {chosen[0] + 1} alone"
                 if share == 0
-                else f"{type(_inner(model)).__name__} makes no use of the output of its block {chosen[0] + 1}"
+                else f"{type(unwrapped(model)).__name__} makes no use of the output of its block {chosen[0] + 1}"
             )
 
 
@@ -172,18 +173,14 @@ def _trial(model, device):
         except NoResidualStream:
             raise
         except Exception as error:  # whatever a family's forward raises where a state is not what it expects
-            raise NoResidualStream(f"{type(_inner(model)).__name__} does not run with changed states") from error
+            raise NoResidualStream(f"{type(unwrapped(model)).__name__} does not run with changed states") from error
         if len(hidden) != rows * length:
             raise NoResidualStream(
-                f"{type(_inner(model)).__name__} does not make its logits from its last block's output"
+                f"{type(unwrapped(model)).__name__} does not make its logits from its last block's output"
             )
         return hidden.float().unflatten(0, (rows, length))
 
     return run
-
-
-def _inner(model: nn.Module) -> Any:
-    return getattr(model, "module", model)
 
 
 def shared_batches(subject: Subject, rows: Dataset, description: str) -> Iterator[tuple[list[int], dict]]:
