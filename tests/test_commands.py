@@ -12,6 +12,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 from helpers.material import FLAGS, write_material
 
+from unlearn_trainer.__main__ import COMMANDS as SMALL_COMMANDS
 from unlearn_trainer.config.parser import parse_arguments
 from unlearn_trainer.errors import ConfigError
 
@@ -85,9 +86,25 @@ def check_run(words):
 
 def check_audit(words):
     """A command line of the audit: a finished run, or a model and its data."""
+    if words == ["--help"]:
+        return
     if words and not words[0].startswith("-"):
         words = ["--model_name_or_path", words[0], "--data_dir", "d", "--output_dir", "o", *words[1:]]
     parse_arguments(words)
+
+
+def check_installed(words):
+    """A command line of unlearn-trainer: a run, an audit, or one of the small commands."""
+    if words[:1] == ["audit"]:
+        check_audit(words[1:])
+    elif words and words[0] in SMALL_COMMANDS:
+        module = importlib.import_module(f"unlearn_trainer.{SMALL_COMMANDS[words[0]]}")
+        try:
+            module.make_parser().parse_args(words[1:])
+        except SystemExit as end:
+            assert end.code in (None, 0), words
+    else:
+        check_run(words[words[:1] == ["run"] :])
 
 
 def check_script(script, words):
@@ -121,8 +138,10 @@ def check(command):
         words += launched.training_script_args
     if program == "python" and words[:2] == ["-m", "unlearn_trainer.audit"]:
         check_audit(words[2:])
-    elif program == "unlearn-trainer" or (program in ("python", "deepspeed") and words[0] == "run_unlearn.py"):
-        check_run(words[program != "unlearn-trainer" :])
+    elif program == "unlearn-trainer":
+        check_installed(words)
+    elif program in ("python", "deepspeed") and words[0] == "run_unlearn.py":
+        check_run(words[1:])
     elif program in ("python", "bash"):
         check_script(*words[:1], words[1:])
     else:
@@ -162,6 +181,9 @@ def test_commands_are_found():
         "python scripts/leakage_matrix.py quickstart --output_dir o --distance syntax.json",
         "python benchmarks/step_cost.py --jsons step_cost.json",
         "bash scripts/quickstart.sh --output_dirs outputs/second",
+        "unlearn-trainer card",
+        "unlearn-trainer dispose outputs/a --no",
+        "unlearn-trainer audits outputs/a",
         "make test",
     ],
 )

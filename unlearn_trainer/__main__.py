@@ -18,7 +18,7 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:1] == ["audit"]:
         sys.argv[1:] = words[1:]
-        importlib.import_module(f"{__package__}.audit.__main__").main()
+        _audit()
     elif words and words[0] in COMMANDS:
         _run_small(COMMANDS[words[0]], words[1:])
     else:
@@ -35,6 +35,17 @@ def _run() -> None:
     from .cli import main as run
 
     run()
+
+
+def _audit() -> None:
+    from .audit.arguments import look
+    from .config.early import answer_early
+
+    answer_early(read=look)
+
+    from .audit.__main__ import main as audit
+
+    audit()
 
 
 def _run_small(module: str, words: list[str]) -> None:

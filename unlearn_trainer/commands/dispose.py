@@ -5,6 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """What the command takes."""
+    parser = argparse.ArgumentParser(prog="unlearn-trainer dispose", description=__doc__.partition(": ")[2])
+    parser.add_argument("run", type=Path, metavar="RUN", help="the output folder of a finished run")
+    parser.add_argument("--yes", action="store_true", help="remove what is listed, and write deletion.json into RUN")
+    parser.add_argument("--keep_cache", action="store_true", help="leave the cache of tokenized rows as it is")
+    return parser
+
+
 def main(words: Sequence[str]) -> None:
     """List the places, or remove them and write a deletion record.
 
@@ -12,11 +21,7 @@ def main(words: Sequence[str]) -> None:
         ConfigError: the folder holds no finished run.
         StorageError: something could not be removed; what was, is in the record.
     """
-    parser = argparse.ArgumentParser(prog="unlearn-trainer dispose", description=__doc__.partition(": ")[2])
-    parser.add_argument("run", type=Path, metavar="RUN", help="the output folder of a finished run")
-    parser.add_argument("--yes", action="store_true", help="remove what is listed, and write deletion.json into RUN")
-    parser.add_argument("--keep_cache", action="store_true", help="leave the cache of tokenized rows as it is")
-    given = parser.parse_args(words)
+    given = make_parser().parse_args(words)
 
     from ..runs.disposal import describe, dispose, places_of_texts  # the files are read only when the words are right
 
