@@ -60,6 +60,7 @@ setup(
         "tqdm",
         "regex",
         "rapidfuzz>=3.9",
+        "datasketch>=1.6",
         "rich>=13.7",
         "scipy>=1.15",
         "langcodes>=3.4",

@@ -98,6 +98,8 @@ def check_installed(words):
     if words[:1] == ["audit"]:
         check_audit(words[1:])
     elif words and words[0] in SMALL_COMMANDS:
+        if len(words) == 1:  # the name of a command within a sentence
+            return
         module = importlib.import_module(f"unlearn_trainer.{SMALL_COMMANDS[words[0]]}")
         try:
             module.make_parser().parse_args(words[1:])
@@ -181,7 +183,8 @@ def test_commands_are_found():
         "python scripts/leakage_matrix.py quickstart --output_dir o --distance syntax.json",
         "python benchmarks/step_cost.py --jsons step_cost.json",
         "bash scripts/quickstart.sh --output_dirs outputs/second",
-        "unlearn-trainer card",
+        "unlearn-trainer card outputs/a outputs/b",
+        "unlearn-trainer prepare flores --source raw",
         "unlearn-trainer dispose outputs/a --no",
         "unlearn-trainer audits outputs/a",
         "make test",

@@ -16,7 +16,7 @@ FLOORS = (
     "evaluation teacher",
     "step training",
     "memory trainer",
-    "runs",
+    "prepare runs",
     "audit",
     "cli commands",
     "__main__",

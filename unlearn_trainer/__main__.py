@@ -9,6 +9,7 @@ from .early_stop import end_on_ctrl_c
 COMMANDS = {
     "card": "commands.card",
     "dispose": "commands.dispose",
+    "prepare": "commands.prepare",
 }
 
 

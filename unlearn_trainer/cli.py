@@ -15,13 +15,10 @@ from .config.arguments import DataArguments, ModelArguments
 from .config.parser import parse_arguments
 from .config.unlearn_config import UnlearnConfig
 from .console import run_command, say, without_bars
-from .engine.engines import check_processes, start_deepspeed_on_cpu
 from .errors import ConfigError
-from .files import held_folder
 from .memory.estimate import memory_table
 from .runs.results import collected_warnings
-from .runs.run import carry_out, tell_people
-from .training.checkpoints import checkpoint_to_resume
+from .runs.run import begun, carry_out, tell_people
 
 
 def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -36,21 +33,19 @@ def run(argv: Sequence[str] | None = None) -> dict[str, Any]:
         stages = args.memorize_first or args.train_never_seen
         if not (args.do_train or args.do_eval or args.do_predict or args.audit or stages):
             raise ConfigError("nothing to do: give --do_train, --do_eval, --do_predict or --audit")
-        check_processes(args.world_size)
-        if args.deepspeed_plugin is not None:
-            start_deepspeed_on_cpu()
-        with held_folder(args.folder):
-            return _run_and_audit(model_args, data_args, args, warnings, sys.argv[1:] if argv is None else argv)
+        with begun(model_args, args) as checkpoint:
+            words = sys.argv[1:] if argv is None else argv
+            return _run_and_audit(model_args, data_args, args, checkpoint, warnings, words)
 
 
 def _run_and_audit(
     model_args: ModelArguments,
     data_args: DataArguments,
     args: UnlearnConfig,
+    checkpoint: str | None,
     warnings: list[str],
     words: Sequence[str],
 ) -> dict[str, Any]:
-    checkpoint = checkpoint_to_resume(args, model_args)
     if args.audit:
         check_arguments(model_args, data_args, args)
     finished = carry_out(model_args, data_args, args, checkpoint, warnings, words)

@@ -3,7 +3,7 @@
 import json
 import random
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from helpers.tiny import tiny_model
@@ -11,6 +11,18 @@ from helpers.tiny import tiny_model
 LANGUAGES = ["en", "sw", "zh"]
 LETTERS = "abcdefghijklmnopqrst"
 FLAGS = "--use_cpu --disable_tqdm true --report_to none --save_strategy no --max_seq_length 16"
+
+
+def write_byte_model(folder, kind="llama", **changes):
+    """A tiny model into ``folder`` whose tokenizer knows every byte, and so every script."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "</s>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = {"pad_token": "<pad>", "eos_token": "</s>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+    ids = {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1, "max_position_embeddings": 1024}
+    tiny_model(kind, **{"vocab_size": len(vocabulary), **ids, **changes}).save_pretrained(folder)
 
 
 def write_material(folder, items=6, kind="llama", **changes):

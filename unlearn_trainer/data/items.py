@@ -40,7 +40,8 @@ NO_IDENTIFIER = (
     'line per translation: {"text": "...", "language": "en", "id": "..."}'
 )
 A_LANGUAGE_CODE = "a language code such as en, zh-Hans or eng_Latn"
-LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*")
+# A capital stands first only in a tag with subtags (EN-us): ID and the like are heads of columns.
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*|[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})+")
 
 
 class Passage(NamedTuple):

@@ -46,6 +46,19 @@ def write_card(folder: Path, place: Path | None = None) -> None:
     write_whole(place or folder / CARD, card(results, audit))
 
 
+def write_card_at(folder: Path, place: Path | None) -> Path:
+    """Write the card of a finished run to a place that is free or holds an earlier one; returns the place.
+
+    Raises:
+        ConfigError: a person has written what is there.
+    """
+    place = place or folder / CARD
+    if place.exists() and not is_ours(place):
+        raise ConfigError(f"{place} was not written by this command; move it away, or give --output_file")
+    write_card(folder, place)
+    return place
+
+
 def card(results: Mapping[str, Any], audit: Mapping[str, Any] | None = None) -> str:
     """The card as Markdown with metadata of the Hub.
 

@@ -1,7 +1,8 @@
 """A run, from its checked flags to results.json: load, prepare, train, save, measure, write, tell."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,9 @@ from ..config.finished import RESULTS
 from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..data import TokenizedData
-from ..engine.engines import engine_of_its_own
+from ..engine.engines import check_processes, engine_of_its_own, start_deepspeed_on_cpu
 from ..errors import ConfigError
+from ..files import held_folder
 from ..model.layers import restrict_training
 from ..model.loading import apply_peft, load_model, save_trained
 from ..report.model_card import write_card
@@ -22,7 +24,7 @@ from ..report.run_report import write_run_report
 from ..report.table import comparison_table
 from ..teacher.teachers import is_loaded_apart
 from ..trainer import UnlearnTrainer
-from ..training.checkpoints import finishing
+from ..training.checkpoints import checkpoint_to_resume, finishing
 from ..training.integrations import check_integrations
 from .examples import greedy_texts
 from .loading import load_data
@@ -40,6 +42,21 @@ class FinishedRun:
     start: ModelArguments  # the model that was unlearned
     reference: ModelArguments | None  # the one that never saw the forget rows
     not_pushed: ConfigError | None  # why the Hub did not get the model; all else is complete
+
+
+@contextlib.contextmanager
+def begun(model_args: ModelArguments, args: UnlearnConfig) -> Iterator[str | None]:
+    """Within the context the process is ready and the output folder is this run's alone; yields what to resume from.
+
+    Raises:
+        ConfigError: processes that do not know of each other, a folder that another run writes to, or one that holds
+            what this run would write over.
+    """
+    check_processes(args.world_size)
+    if args.deepspeed_plugin is not None:
+        start_deepspeed_on_cpu()
+    with held_folder(args.folder):
+        yield checkpoint_to_resume(args, model_args)
 
 
 def carry_out(
