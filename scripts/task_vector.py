@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -75,7 +74,8 @@ def try_scales(trainer, start: dict, step: dict, scales: Sequence[float]) -> lis
             "unlearning_score": weights.score(figures),
         }
         score = "none" if row["unlearning_score"] is None else f"{row['unlearning_score']:.3f}"
-        say("{:5.2f} | {:15.3f} | {:22.3f} | {}".format(*list(row.values())[:3], score))
+        worst, ratio = row["worst_memorization_accuracy"], row["perplexity_ratio"]
+        say(f"{scale:5.2f} | {worst:15.3f} | {ratio:22.3f} | {score}")
         rows.append(row)
     return rows
 
@@ -92,7 +92,7 @@ def run(argv: Sequence[str] | None = None) -> dict:
     if model_args.use_peft:
         raise ConfigError("a task vector is the step of the model's own weights; leave out --use_peft")
     args = replace(args, do_train=True)
-    with held_folder(args.output_dir):
+    with held_folder(args.folder):
         return subtract_memory(model_args, data_args, args, flags)
 
 
@@ -106,7 +106,7 @@ def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: 
     started = time.time()
     origin, reference = prepare_stages(model_args, args, data, tokenizer)
     settings = {name: getattr(args, name) for name in AS_GIVEN} | {"retain_objective": "none", "do_eval": True}
-    trainer = make_trainer(origin, plain(args, "memorize", args.output_dir, **settings), data, tokenizer)
+    trainer = make_trainer(origin, plain(args, "memorize", args.folder, **settings), data, tokenizer)
     if is_sharded(trainer.accelerator):
         raise ConfigError("a task vector needs whole weights on each process: start without ZeRO-3 and FSDP")
     trained = {name: each for name, each in trainer.model.named_parameters() if each.requires_grad}
@@ -126,7 +126,7 @@ def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: 
     scale = max(fitting)
     say(f"chosen: {scale}")
     subtract(trainer.model, start, step, scale)
-    trainer.save_model(args.output_dir)
+    trainer.save_model(str(args.folder))
     weights, after = trainer.language_weights, trainer.measure(description="after")
     # What it was trained by is not what was asked for.
     parts = [item.name for part in (ObjectiveArguments, MethodArguments, WeightArguments) for item in fields(part)]
@@ -151,7 +151,7 @@ def subtract_memory(model_args: ModelArguments, data_args: DataArguments, args: 
         results["never_seen"] = trainer.measure(load_model(reference, tokenizer), "never seen")
     timing |= {"eval_seconds": time.time() - started, "peak_memory_bytes": peak_memory()}
     if trainer.is_world_process_zero():
-        write_results(Path(args.output_dir) / RESULTS, results)
+        write_results(args.folder / RESULTS, results)
     say(comparison_table(results))
     return results
 

@@ -49,7 +49,7 @@ def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: Tokeni
     if args.memorize_first:
         start = _local(model_args, stage_folder(MEMORIZED, "memorize", model_args, args, data, tokenizer))
     if args.train_never_seen:
-        reference = stage_folder(NEVER_SEEN, "retain_only", model_args, args, data, tokenizer)
+        reference = str(stage_folder(NEVER_SEEN, "retain_only", model_args, args, data, tokenizer))
     return start, _local(model_args, reference) if reference else None
 
 
@@ -61,7 +61,9 @@ def _check_optimizer(args: UnlearnConfig) -> None:
         UnlearnTrainer.get_optimizer_cls_and_kwargs(args)
     except Exception as error:  # of many kinds; some optimizers also ask for the model, which comes later
         if "install" in str(error):
-            raise ConfigError(f"--optim {args.optim.value} cannot be used here: {error}") from error
+            raise ConfigError(
+                f"--optim {getattr(args.optim, 'value', args.optim)} cannot be used here: {error}"
+            ) from error
 
 
 def _local(model_args: ModelArguments, folder: Path | str) -> ModelArguments:
@@ -89,7 +91,7 @@ def stage_folder(
     Raises:
         ConfigError: the folder was made with other settings.
     """
-    folder = Path(args.output_dir) / name
+    folder = args.folder / name
     settings = {
         "method": method,
         "model": model_args.model_name_or_path,
