@@ -53,8 +53,8 @@ def _run_and_audit(
         release_memory()
         audit_run(finished.start, finished.reference, model_args, data_args, args)
         tell_people(args, finished.results)  # again, with what the audit says
-    if finished.not_pushed is not None:
-        raise finished.not_pushed
+    if args.do_train and args.push_to_hub:  # last, because a failure costs nothing but the upload
+        finished.push(args)
     return finished.results
 
 

@@ -11,7 +11,7 @@ from helpers.material import write_byte_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
-    "--max_steps 1 --num_train_epochs 1 --languages en fr --heldout_languages ar --report_to none --disable_tqdm true"
+    "--max_seq_length 512 --max_steps 1 --languages en fr --heldout_languages ar --report_to none --disable_tqdm true"
 )
 
 

@@ -19,6 +19,7 @@ from unlearn_trainer.training.integrations import files_to_upload
 
 RESULT = {
     *("README.md", "config.json", "generation_config.json", "model.safetensors", "results.json"),
+    *("report.html", "report.md"),
     *("tokenizer.json", "tokenizer_config.json"),
 }
 # Several runs in one process, because each process costs seconds of imports.

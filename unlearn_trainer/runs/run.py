@@ -25,7 +25,7 @@ from ..report.table import comparison_table
 from ..teacher.teachers import is_loaded_apart
 from ..trainer import UnlearnTrainer
 from ..training.checkpoints import checkpoint_to_resume, finishing
-from ..training.integrations import check_integrations
+from ..training.integrations import check_integrations, push_folder
 from .examples import greedy_texts
 from .loading import load_data
 from .outcome import closing_words, warn_of_the_unguarded, weaknesses
@@ -41,7 +41,15 @@ class FinishedRun:
     results: dict[str, Any]  # the schema of results.json
     start: ModelArguments  # the model that was unlearned
     reference: ModelArguments | None  # the one that never saw the forget rows
-    not_pushed: ConfigError | None  # why the Hub did not get the model; all else is complete
+    tokenizer: PreTrainedTokenizerBase
+
+    def push(self, args: UnlearnConfig) -> None:
+        """Upload the result as it lies in the output folder; call it on every process.
+
+        Raises:
+            ConfigError: it cannot be uploaded; names the folder.
+        """
+        push_folder(args, self.tokenizer)
 
 
 @contextlib.contextmanager
@@ -105,10 +113,9 @@ def carry_out(
     tell_people(args, results)
     say(comparison_table(results))
     say(closing_words(results, written))
-    not_pushed = _push(trainer) if args.do_train and args.push_to_hub else None
     if args.audit:
         trainer.accelerator.free_memory()  # relearning needs the room
-    return FinishedRun(results, start, reference, not_pushed)
+    return FinishedRun(results, start, reference, tokenizer)
 
 
 def tell_people(args: UnlearnConfig, results: dict[str, Any]) -> None:
@@ -149,12 +156,3 @@ def _train(trainer: UnlearnTrainer, start: ModelArguments, checkpoint: str | Non
     with finishing(f"after the training; the model in {folder} is complete, and was not measured"):
         save_trained(trainer, start)
     return seconds
-
-
-def _push(trainer: UnlearnTrainer) -> ConfigError | None:
-    """What kept the model from the Hub. It is told at the end, because it costs nothing but the upload."""
-    try:
-        trainer.push_result()
-    except ConfigError as error:
-        return error
-    return None

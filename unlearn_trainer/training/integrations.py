@@ -166,6 +166,18 @@ class OnlyResultToHub(Trainer):
         return _upload(api, repository, output, files, **where)
 
 
+def push_folder(args: UnlearnConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Upload the result of a run as it lies in the output folder, and nothing else; call it on every process.
+
+    Raises:
+        ConfigError: it cannot be uploaded; names the folder.
+    """
+    repository = make_repository(args)
+    if PartialState().is_main_process:
+        where = {"revision": args.hub_revision, "commit_message": "Unlearned model"}
+        _upload(HfApi(token=args.hub_token), repository, args.folder, files_to_upload(args.folder, tokenizer), **where)
+
+
 def files_to_upload(folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
     """Names of the files in ``folder`` that are the result; those of the stages, caches and checkpoints are not."""
     allowed = [*OF_RESULT, *OF_TOKENIZER, *getattr(tokenizer, "vocab_files_names", {}).values()]
