@@ -343,7 +343,14 @@ class _Gradients:
         # The first chunk is written, not added to zeros: a pass over something of the weights' size less.
         book = torch.Tensor.copy_ if self.is_empty else torch.Tensor.add_
         weight = self.student.weight
-        if graph is None and weight is not None:
+        of_hidden: torch.Tensor | None = None
+        if graph is not None:
+            targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
+            found = list(torch.autograd.grad(graph, targets, grad, materialize_grads=True))
+            of_hidden = found.pop(0) if self.hidden is not None else None
+            for total, each in zip(self.sums, found, strict=True):
+                book(total, each)
+        elif weight is not None:
             inputs = inputs.to(weight.dtype)
             of_hidden = grad @ weight if self.hidden is not None else None
             for name, total in zip(self.names, self.sums, strict=True):
@@ -355,12 +362,6 @@ class _Gradients:
                     step = tile_rows(total.shape[1], total.device.type)
                     for rows, columns in zip(total.split(step), grad.split(step, dim=1), strict=True):
                         book(rows, columns.T @ inputs)
-        else:
-            targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
-            found = list(torch.autograd.grad(graph, targets, grad, materialize_grads=True))
-            of_hidden = found.pop(0) if self.hidden is not None else None
-            for total, each in zip(self.sums, found, strict=True):
-                book(total, each)
         if self.hidden is not None and of_hidden is not None:
             self.hidden.index_add_(0, positions, of_hidden.to(self.hidden.dtype))
         self.is_empty = False
