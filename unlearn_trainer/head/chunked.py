@@ -79,6 +79,11 @@ class Segment:
             raise RuntimeError("no forward has filled in this segment yet")
         return self.statistics
 
+    @property
+    def hit(self) -> torch.Tensor:
+        """[n] whether each target is the likeliest token, of a segment with tokens that was filled in."""
+        return made(self.found.hit)
+
 
 @dataclasses.dataclass
 class LayerSegment:

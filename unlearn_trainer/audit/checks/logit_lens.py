@@ -12,7 +12,6 @@ from torch import nn
 from ...evaluation import metrics
 from ...head.attached import head_of
 from ...head.chunked import Segment, Segments
-from ...objectives.statistics import made
 from ..results import Matrix, Name, Result, Variant
 from ..subject import Subject
 from .states import NoResidualStream, blocks_of, on_outputs, picks, shared_batches, summed, try_reading
@@ -79,7 +78,7 @@ def _read(model, blocks, batch, row, column, targets):
             model(**batch, segments=Segments(segment))
     finally:
         handle.remove()
-    return made(segment.found.hit)
+    return segment.hit
 
 
 def _read_one_by_one(model, blocks, batch, row, column, targets):
@@ -96,7 +95,7 @@ def _read_one_by_one(model, blocks, batch, row, column, targets):
 
         with on_outputs(blocks, put):
             model(**batch, segments=Segments(segment))
-        hits.append(made(segment.found.hit))
+        hits.append(segment.hit)
     return torch.cat(hits)
 
 
