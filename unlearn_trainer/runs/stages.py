@@ -36,8 +36,8 @@ def prepare_stages(
     model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[ModelArguments, ModelArguments | None]:
     """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
-    start: ModelArguments = model_args
-    reference: str | Path | None = args.never_seen_model
+    start = model_args
+    reference: str | None = args.never_seen_model
     if reference:  # a mistake must not come to light after the training only
         compared = load_model(_local(model_args, reference), tokenizer, "--never_seen_model")
         sizes = [config.get_text_config().vocab_size for config in (load_config(model_args), compared.config)]
