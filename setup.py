@@ -72,7 +72,7 @@ setup(
     extras_require={
         **EXTRAS,
         "dev": [
-            *("pytest>=9", "pytest-timeout", "hypothesis", "ruff>=0.14"),
+            *("pytest>=9", "pytest-timeout", "hypothesis", "ruff>=0.14", "mypy>=1.19"),
             *EXTRAS["sentencepiece"],
         ],
     },

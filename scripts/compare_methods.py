@@ -183,7 +183,7 @@ class SeedRun:
             tokenizer, data = load_data(model_args, data_args, args)
             trainer = make_trainer(model_args, args, data, tokenizer)
             trainer.remove_callback(CompactPrinter)
-            found = {"seconds": 0.0, "steps": 0, "stop_reason": None}
+            found: dict[str, Any] = {"seconds": 0.0, "steps": 0, "stop_reason": None}
             if row.name not in self.models:
                 started = time.perf_counter()
                 try:

@@ -184,8 +184,8 @@ class Grid:
             words = [*self.argv, "--output_dir", folder, "--languages", language, "--heldout_languages", *others]
             words += ["--memorize_first", "false", "--train_never_seen", "false"]
             words += ["--do_train", "true", "--do_eval", "true", "--save_strategy", "no", "--disable_tqdm", "true"]
-            source = self.start if trains else self.reference
-            words += ["--model_name_or_path", source.model_name_or_path]
+            source = self.start if trains or self.reference is None else self.reference
+            words += ["--model_name_or_path", source.name]
             if self.data_args.data_dir is not None:
                 words += ["--data_dir", self.data_args.data_dir]
             model_args, data_args, args = parse_arguments(words)

@@ -15,4 +15,5 @@ nvidia-smi -L >/dev/null 2>&1 || export DS_ACCELERATOR=cpu
 
 ruff check .
 ruff format --check .
+mypy
 python -m pytest "$@"

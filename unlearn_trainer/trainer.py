@@ -25,6 +25,7 @@ from .engine.fingerprint import fingerprint
 from .errors import ConfigError, Terminated, TrainingDiverged
 from .evaluation.evaluator import MultilingualEvaluator
 from .head.attached import attach_head
+from .head.chunked import Segments
 from .head.packing import lay_out
 from .model.layers import check_trained
 from .model.loading import check_adapter, check_given
@@ -85,6 +86,8 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             tokenized rows; rows are longer than the model's table of positions; an argument of a Trainer that has no
             use here.
     """
+
+    step_loss: StepLoss
 
     def __init__(
         self,
@@ -235,12 +238,12 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
 
     def _notice_a_late_stop(self):
         """A signal that came after the last batch stops the run too, with a checkpoint of the finished training."""
-        stop = torch.tensor(float(_STOPS[self._stop_signal.received]), device=self.args.device)
-        stop = reduce(stop, reduction="sum").item() if self.args.world_size > 1 else stop.item()
+        mine = torch.tensor(float(_STOPS[self._stop_signal.received]), device=self.args.device)
+        stop = (reduce(mine, reduction="sum") if self.args.world_size > 1 else mine).item()
         if not stop or self.terminated:
             return
         self.stopped_by = signal.SIGINT if stop >= _STOPS[signal.SIGINT] else signal.SIGTERM
-        written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        written = self.args.folder / f"checkpoint-{self.state.global_step}"
         if not written.is_dir() and not self.ended_with_best:  # the best was loaded from a checkpoint, and is there
             self._save_checkpoint(self.model, None)
 
@@ -322,8 +325,8 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             self.language_weights.add_batch(side, result.row_languages, result.figures)
         return (loss, outputs) if return_outputs else loss
 
-    def _teacher_head(self, segments):
-        if not any(segment.teacher_head for segment in segments):
+    def _teacher_head(self, segments: Segments) -> contextlib.AbstractContextManager:
+        if self.teacher is None or not any(segment.teacher_head for segment in segments):
             return contextlib.nullcontext()
         return self.teacher.gathered_head()
 

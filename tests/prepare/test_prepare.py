@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from unlearn_trainer.commands.prepare import main
 from unlearn_trainer.data import load_splits
 from unlearn_trainer.errors import ConfigError, DataError
-from unlearn_trainer.prepare.collection import FLORES_CUT, Collection, Row
+from unlearn_trainer.prepare.collection import FLORES_CUT, Collection, Row, load_dataset
 from unlearn_trainer.prepare.cut import cut_splits
 
 CODES = ("eng_Latn", "swh_Latn", "zho_Hans")
@@ -370,3 +370,12 @@ def test_the_forms_in_which_the_collections_are_handed_out(tmp_path, words):
     splits = load_splits(str(tmp_path / "out"))
     assert {split: len(items) for split, items in splits.items()} == about["sizes"]
     assert {code for item in splits["forget"] for code in item.content} == set(about["languages"])
+
+
+@pytest.mark.parametrize("configuration", ["forget10", "retain90", "world facts"])
+def test_a_configuration_of_a_dataset_is_read_by_its_name(configuration, tmp_path):
+    """As those of TOFU are on the Hub; here the Hub's dataset is the one that reads files."""
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Who?", "answer": "Ana."}\n', encoding="utf-8")
+    rows = load_dataset("json", "put it here", name=configuration, split="train", data_files=str(file))
+    assert rows[:] == {"question": ["Who?"], "answer": ["Ana."]}

@@ -21,7 +21,7 @@ from .checks.knowledge import forget_quality
 from .checks.memorization import privacy_leakage
 from .figures import excess, mean_figure, position, seed_of
 from .registry import ALL, CHECKS, Check
-from .results import Estimate, Figure, Name, Result, Variant
+from .results import Estimate, Figure, Name, Result, Rows, Variant
 from .subject import AUDITED, BEFORE, EARLIER, NEVER_SEEN, Subject
 from .verdict import RULE, VERDICTS, is_known, judge, nothing_to_forget
 
@@ -125,36 +125,36 @@ class Findings:
         self._add_comparisons(found)
         return found
 
-    def _compared(self, name, language, rows, by_model):
+    def _compared(self, name: Name, language: str, rows: Rows, by_model: Mapping[str, Result]) -> Figure:
         seed = seed_of(self.subjects[AUDITED].seed, str(name), language)
-        others = {model: by_model.get(model, Result()).rows.get(name, {}).get(language) for model in ALL}
-        figure = Figure(
-            **mean_figure(rows["values"], seed),
-            **{
-                model: Estimate(**mean_figure(others[model]["values"], seed))
-                for model in (BEFORE, NEVER_SEEN)
-                if others[model] is not None
-            },
+
+        def mean(rows: Rows | None) -> Estimate | None:
+            return None if rows is None else Estimate.from_json(mean_figure(rows["values"], seed))
+
+        before, reference = (
+            by_model.get(model, Result()).rows.get(name, {}).get(language) for model in (BEFORE, NEVER_SEEN)
         )
-        reference, same_rows = others[NEVER_SEEN], self.reference_is_of_same_rows
+        own = Estimate.from_json(mean_figure(rows["values"], seed))
+        figure = Figure(**vars(own), before=mean(before), never_seen=mean(reference))
         if reference is None:
             return figure
-        compared = {"excess": _estimate(excess(rows, reference, seed, same_rows))}
+        same_rows = self.reference_is_of_same_rows
+        figure = dataclasses.replace(figure, excess=_estimate(excess(rows, reference, seed, same_rows)))
         # What an attack brings back is measured by all there was to know, not by what it would have brought before.
         # The rows of earlier requests were forgotten before already: for them the difference alone speaks.
-        plain = {
-            model: self.results["memorization"].get(model, Result()).rows.get(Name(name.metric), {}).get(language)
+        known, unknown = (
+            self.results["memorization"].get(model, Result()).rows.get(Name(name.metric), {}).get(language)
             for model in (BEFORE, NEVER_SEEN)
-        }
-        if None in plain.values():  # a figure that the check alone has
-            plain = others
-        if plain[BEFORE] is not None and not name.variant.name.startswith(EARLIER):
-            compared["known"] = _estimate(excess(plain[BEFORE], plain[NEVER_SEEN], seed, same_rows))
-            if is_known(compared["known"], name.metric):
-                compared["position"] = _estimate(
-                    position(rows, reference, plain[BEFORE], seed, same_rows, plain[NEVER_SEEN])
-                )
-        return dataclasses.replace(figure, **compared)
+        )
+        if known is None or unknown is None:  # a figure that the check alone has
+            known, unknown = before, reference
+        if known is None or name.variant.name.startswith(EARLIER):
+            return figure
+        figure = dataclasses.replace(figure, known=_estimate(excess(known, unknown, seed, same_rows)))
+        if not is_known(figure.known, name.metric):
+            return figure
+        place = position(rows, reference, known, seed, same_rows, unknown)
+        return dataclasses.replace(figure, position=_estimate(place))
 
     def _add_comparisons(self, found: Mapping[str, dict[Name, Figure]]) -> None:
         """Figures that need two models."""

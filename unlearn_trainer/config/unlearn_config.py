@@ -169,6 +169,10 @@ class UnlearnConfig(
         registry = FORGET_OBJECTIVES if side == "forget" else RETAIN_OBJECTIVES
         return registry.get(getattr(self, f"{side}_objective"))
 
+    def trains(self, side: Literal["forget", "retain"]) -> bool:
+        """Whether a side has an objective, with a coefficient above 0."""
+        return getattr(self, f"{side}_objective") != "none" and (getattr(self, f"{side}_coef") or 0) > 0
+
     @property
     def trackers(self) -> list[str]:
         """`report_to` as a list of names."""
@@ -228,8 +232,7 @@ class UnlearnConfig(
                 f"--lr_scheduler_kwargs {json.dumps(self.lr_scheduler_kwargs)} does not fit --lr_scheduler_type "
                 f"{self.lr_scheduler_type.value}: {error}"
             ) from error
-        forgets = self.forget_objective != "none" and self.forget_coef > 0
-        retains = self.retain_objective != "none" and self.retain_coef > 0
+        forgets, retains = self.trains("forget"), self.trains("retain")
         require(
             forgets or retains,
             "nothing to train: --forget_objective or --retain_objective must be other than none, with a coefficient "

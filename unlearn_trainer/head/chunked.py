@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from ..objectives.statistics import TokenStatistics
+from ..objectives.statistics import TokenStatistics, made
 from .projection import VocabularyHead
 from .tiles import DIFFERENTIABLE, Tile, reused
 
@@ -78,6 +78,11 @@ class Segment:
         if self.statistics is None:
             raise RuntimeError("no forward has filled in this segment yet")
         return self.statistics
+
+    @property
+    def hit(self) -> torch.Tensor:
+        """[n] whether each target is the likeliest token, of a segment with tokens that was filled in."""
+        return made(self.found.hit)
 
 
 @dataclasses.dataclass
@@ -301,25 +306,34 @@ def _run_chunk(
         gradients.add(positions, inputs, raw, graph)
 
 
-def _derive(segment, figures, where):
+def _derive(
+    segment: Segment, figures: TokenStatistics, where: slice
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
     """The segment's loss on a tile, its terms, and its slope by each differentiable statistic."""
     if segment.loss is None:
-        zero = figures.nll.new_zeros(())
+        zero = made(figures.nll).new_zeros(())
         return zero, zero[None], {}
     leaves = {
         name: getattr(figures, name).detach().requires_grad_() for name in DIFFERENTIABLE if name in segment.needs
     }
     with torch.enable_grad():
         loss, terms = segment.loss(dataclasses.replace(figures, **leaves), where)
-    slopes = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else []
-    slopes = {name: slope for name, slope in zip(leaves, slopes, strict=False) if slope is not None}
+    found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True) if loss.requires_grad else []
+    slopes = {name: slope for name, slope in zip(leaves, found, strict=False) if slope is not None}
     return loss.detach(), terms.detach(), slopes
 
 
 class _Gradients:
     """Sums of d loss / d hidden and d loss / d parameters over the chunks."""
 
-    def __init__(self, hidden, student, names, parameters, wants_hidden):
+    def __init__(
+        self,
+        hidden: torch.Tensor,
+        student: _Projection,
+        names: Sequence[str],
+        parameters: Sequence[torch.Tensor],
+        wants_hidden: bool,
+    ):
         self.student, self.names, self.parameters = student, names, parameters
         self.wanted = wants_hidden or bool(parameters)
         self.hidden = torch.zeros_like(hidden) if wants_hidden else None
@@ -327,12 +341,21 @@ class _Gradients:
         self.sums = [torch.empty_like(p, dtype=_sum_dtype(p)) for p in parameters]
         self.is_empty = True
 
-    def add(self, positions, inputs, grad, graph):
+    def add(
+        self, positions: torch.Tensor, inputs: torch.Tensor, grad: torch.Tensor, graph: torch.Tensor | None
+    ) -> None:
         """Book one chunk: d loss / d raw projection ``grad`` [n, V] of ``inputs`` [n, d], or of ``graph``'s output."""
         # The first chunk is written, not added to zeros: a pass over something of the weights' size less.
         book = torch.Tensor.copy_ if self.is_empty else torch.Tensor.add_
-        if graph is None:
-            weight = self.student.weight
+        weight = self.student.weight
+        of_hidden: torch.Tensor | None = None
+        if graph is not None:
+            targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
+            found = list(torch.autograd.grad(graph, targets, grad, materialize_grads=True))
+            of_hidden = found.pop(0) if self.hidden is not None else None
+            for total, each in zip(self.sums, found, strict=True):
+                book(total, each)
+        elif weight is not None:
             inputs = inputs.to(weight.dtype)
             of_hidden = grad @ weight if self.hidden is not None else None
             for name, total in zip(self.names, self.sums, strict=True):
@@ -344,17 +367,11 @@ class _Gradients:
                     step = tile_rows(total.shape[1], total.device.type)
                     for rows, columns in zip(total.split(step), grad.split(step, dim=1), strict=True):
                         book(rows, columns.T @ inputs)
-        else:
-            targets = ([inputs] if self.hidden is not None else []) + list(self.parameters)
-            found = list(torch.autograd.grad(graph, targets, grad, materialize_grads=True))
-            of_hidden = found.pop(0) if self.hidden is not None else None
-            for total, each in zip(self.sums, found, strict=True):
-                book(total, each)
-        if self.hidden is not None:
+        if self.hidden is not None and of_hidden is not None:
             self.hidden.index_add_(0, positions, of_hidden.to(self.hidden.dtype))
         self.is_empty = False
 
-    def finish(self, grad_loss):
+    def finish(self, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
         """The gradients of ``grad_loss`` x loss, in the types of what they belong to."""
         found = [total.zero_() if self.is_empty else total for total in self.sums]
         # Nearly always the factor is 1; to look at it would stall a GPU, not to look costs a CPU a pass.

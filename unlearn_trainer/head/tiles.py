@@ -58,8 +58,8 @@ class Tile:
             self.other_logits = _finished(self.head, self.parts[1], "other logits")
         if teacher is not None:
             logits = _finished(teacher[0], teacher[1], "teacher logits")
-        if "reduced" in needs:
-            figures.reduced = self._reduced(logits if teacher is not None else None)
+        if "reduced" in needs and self.reduction is not None:
+            figures.reduced = self._reduced(self.reduction, logits if teacher is not None else None)
         if not needs & {"kl", "teacher_nll"}:
             return figures
         room = reused("teacher probabilities", logits.shape, logits)
@@ -71,15 +71,15 @@ class Tile:
             figures.kl = self._kl()
         return figures
 
-    def _reduced(self, teacher_logits):
+    def _reduced(self, reduction: Callable[..., torch.Tensor], teacher_logits: torch.Tensor | None) -> torch.Tensor:
         # Copies: what else is computed works in the place of these.
         self.leaf = (self.other_logits if len(self.parts) > 1 else self.own.logits).clone().requires_grad_()
         taught = teacher_logits.clone() if teacher_logits is not None else None
         with torch.enable_grad():
-            self.reduced = self.reduction(self.leaf, taught, self.targets[:, 0])
+            self.reduced = reduction(self.leaf, taught, self.targets[:, 0])
         return self.reduced.detach()
 
-    def _kl(self):
+    def _kl(self) -> torch.Tensor:
         logits, other = self.own.logits, len(self.parts) > 1
         if other:
             logits = self.other_logits

@@ -151,13 +151,13 @@ class _Watch:
         self.seen = states
 
 
-def _random_states(device):
+def _random_states(device: torch.device) -> tuple[object, ...]:
     """What tells one state of the generators from another."""
-    kind, keys, place, *_ = np.random.get_state()
+    _, keys, place, *_ = np.random.get_state()
     states = [torch.get_rng_state()]
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device))
-    return [state.numpy().tobytes() for state in states], random.getstate(), (kind, keys.tobytes(), place)
+    return [state.numpy().tobytes() for state in states], random.getstate(), (np.asarray(keys).tobytes(), place)
 
 
 @contextlib.contextmanager

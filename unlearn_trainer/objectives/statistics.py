@@ -51,3 +51,14 @@ class RowStatistics:
     tokens: torch.Tensor
     teacher_nll: torch.Tensor | None = None
     alternative: "RowStatistics | None" = None
+
+
+def made(statistic: torch.Tensor | None) -> torch.Tensor:
+    """A statistic that was asked for.
+
+    Raises:
+        RuntimeError: it was not.
+    """
+    if statistic is None:
+        raise RuntimeError("a loss looks at a statistic that it has not asked for")
+    return statistic

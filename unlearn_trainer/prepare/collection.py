@@ -9,8 +9,10 @@ from typing import Any
 from ..errors import ConfigError
 
 # Fields of rows that hold a value a language, as a JSONL line has them; a text row has none of them.
-FIELDS = ("prompt", "answers", "candidates", "question", "answer", "paraphrased_answer", "perturbed_answer")
-FIELDS += ("paraphrased_question", "messages")
+FIELDS = (
+    *("prompt", "answers", "candidates", "question", "answer", "paraphrased_answer", "perturbed_answer"),
+    *("paraphrased_question", "messages"),
+)
 SPLITS = ("forget", "retain", "valid", "test")
 # A part that forget and retain are both taken from, one after the other.
 TRAIN = "train"
@@ -113,7 +115,7 @@ def check_parallel(lines: Mapping[str, Sequence[Any]], files: Mapping[str, Path]
     return next(iter(counts.values()), 0)
 
 
-def load_dataset(name: str, what: str, **options: Any) -> Any:
+def load_dataset(name: str, what: str, /, **options: Any) -> Any:
     """A dataset of the Hub, or one that ``save_to_disk`` wrote.
 
     Args:

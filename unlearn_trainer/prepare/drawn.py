@@ -35,7 +35,8 @@ def draw_rows(
         ConfigError: the source cannot be read, has none of the languages, or no row is left.
     """
     collection = _read(source, columns)
-    keys, lacking = {}, []
+    keys: dict[str, str] = {}
+    lacking: list[str] = []
     for key in chosen:
         try:
             keys |= choose_languages(collection.languages, [key])

@@ -32,7 +32,8 @@ def read_flores(source: str) -> Collection:
 
 
 def _from_folder(folder: Path) -> Collection:
-    rows, sources, languages = {}, [], []
+    rows, sources = {}, []
+    languages: list[str] = []
     for split in ("dev", "devtest"):
         files = {path.stem: path for path in sorted((folder / split).glob(f"*.{split}")) if path.is_file()}
         if not files and split == "dev":
@@ -59,7 +60,8 @@ def _from_dataset(name: str) -> Collection:
     columns = {split: rows.column_names for split, rows in found.items()} if hasattr(found, "items") else {}
     if not {"dev", "devtest"} & set(columns):
         raise ConfigError(f"--source {name}: a dataset with the splits dev and devtest is wanted; {WHERE}")
-    rows, languages = {}, {}
+    rows: dict[str, list[Row]] = {}
+    languages: dict[str, None] = {}
     for split in columns:
         if split not in ("dev", "devtest"):
             continue

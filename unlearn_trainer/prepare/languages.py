@@ -47,6 +47,7 @@ def short_tag(code: str) -> str:
     """
     import langcodes  # slow to import
 
+    given: langcodes.Language | None
     try:
         given = langcodes.get(code.strip())
         if not given.is_valid() or (len(code) > 3 and "_" not in code and "-" not in code):
@@ -59,7 +60,7 @@ def short_tag(code: str) -> str:
     if given is None or not given.language:
         return ""
     given = given.prefer_macrolanguage()
-    usual = langcodes.get(given.language).maximize()
+    usual = langcodes.get(given.language or "und").maximize()
     fuller = given.maximize()
     # A language whose usual script is not on record is filled up like no language at all; then any script is its own.
     nowhere = langcodes.get("und").maximize()

@@ -173,7 +173,11 @@ def _environment(cleaned):
         undefined=jinja2.StrictUndefined,
         finalize=lambda value: value if hasattr(value, "__html__") else cleaned(str(value)),
     )
-    environment.filters |= {"text": _text, "table_lines": lambda table: Markup(_lines(table))}
+
+    def table_lines(table: Table) -> Markup:
+        return Markup(_lines(table))
+
+    environment.filters |= {"text": _text, "table_lines": table_lines}
     environment.globals["newline"] = Markup("\n")
     return environment
 

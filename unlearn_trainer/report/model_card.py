@@ -75,10 +75,10 @@ def _metadata(results: Mapping[str, Any]) -> str:
     config = results["config"]
     base = config["model_name_or_path"]
     adapter = config.get("use_peft") and not config.get("merge_adapter")
-    known = {
+    known: dict[str, Any] = {
         "base_model": base if _is_hub_name(base) else None,
         "base_model_relation": ("adapter" if adapter else "finetune") if _is_hub_name(base) else None,
-        "language": sorted({_iso(code) for code in results["languages"]} - {None}) or None,
+        "language": sorted({code for each in results["languages"] if (code := _iso(each)) is not None}) or None,
         "library_name": "peft" if adapter else "transformers",
         "license": _license_of(base),
         "pipeline_tag": "text-generation",

@@ -128,13 +128,13 @@ def dispose(folder: Path, places: Places) -> dict[str, Any]:
         else:
             record["removed"].append(about | {"removed_at": _now()})
     record["times"] = {"started": started, "ended": _now()}
-    place = folder / RECORD
-    if place.exists():  # an earlier record stays a part of this one
-        record["earlier"] = json.loads(place.read_text(encoding="utf-8"))
-    write_json(place, record)
+    file = folder / RECORD
+    if file.exists():  # an earlier record stays a part of this one
+        record["earlier"] = json.loads(file.read_text(encoding="utf-8"))
+    write_json(file, record)
     if record["failed"]:
         said = "; ".join(f"{failure['path']} ({failure['why']})" for failure in record["failed"])
-        raise StorageError(f"could not be removed: {said}; see {place}, mend it, and give the command again")
+        raise StorageError(f"could not be removed: {said}; see {file}, mend it, and give the command again")
     return record
 
 

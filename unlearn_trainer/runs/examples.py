@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from ..data import TokenizedData
 from ..data.row_checks import learned_positions
+from ..errors import ConfigError
 from ..evaluation.greedy_text import GreedyText, sample_greedy_text
 from ..evaluation.rouge import rouge_l_recall
 from ..trainer import UnlearnTrainer
@@ -21,13 +22,16 @@ def greedy_texts(
         data: the tokenized rows.
         model: asked instead of the trained one; the same rows of the same seed are continued.
     """
+    tokenizer = trainer.processing_class
+    if tokenizer is None:
+        raise ConfigError("texts need a tokenizer: pass processing_class to the trainer")
     splits = ["forget", next((split for split in ("retain", "valid") if split in data.datasets), None)]
     with trainer.ready(model) as called:
         return sample_greedy_text(
             called,
             {split: data.datasets[split] for split in splits if split in data.datasets},
             [*data.languages, *data.heldout_languages],
-            trainer.processing_class,
+            tokenizer,
             trainer.args.device,
             trainer.args.per_device_eval_batch_size,
             trainer.args.seed,

@@ -27,8 +27,8 @@ def warn_of_the_unguarded(args: UnlearnConfig, measured: Collection[str]) -> Non
         args: of the run.
         measured: splits that are evaluated.
     """
-    forgets = args.forget_objective not in ("none", "nll") and args.forget_coef > 0
-    if not args.do_train or not forgets or (args.retain_objective != "none" and args.retain_coef > 0):
+    forgets = args.trains("forget") and args.forget_objective != "nll"
+    if not args.do_train or not forgets or args.trains("retain"):
         return
     lacking = []
     if "retain" not in measured:

@@ -35,8 +35,9 @@ def collected_warnings() -> Iterator[list[str]]:
                 return
             messages.append(message)
             # Python shows a warning that no handler takes, and this one would be such a handler.
-            if not logging.root.handlers and PartialState().is_main_process:
-                logging.lastResort.handle(record)
+            last = logging.lastResort
+            if last is not None and not logging.root.handlers and PartialState().is_main_process:
+                last.handle(record)
 
     logger, collector = logging.getLogger(__name__.partition(".")[0]), Collector(logging.WARNING)
     logger.addHandler(collector)

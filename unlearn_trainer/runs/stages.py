@@ -21,6 +21,7 @@ from ..data.collator import TrainingRows, with_companions
 from ..data.row_checks import check_rows, learned_positions
 from ..errors import ConfigError, Terminated, TrainingDiverged, UnlearnError
 from ..files import make_own_folder, name_whole_folder, read_own_json, remove_own_folder
+from ..memory.estimate import optimizer_name
 from ..model.loading import load_config, load_model
 from ..trainer import UnlearnTrainer
 from ..training.checkpoints import finishing
@@ -31,9 +32,12 @@ DESCRIPTION = "stage.json"
 PLAIN = {"language_sampling": "all", "max_retain_perplexity_ratio": None}
 
 
-def prepare_stages(model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer):
+def prepare_stages(
+    model_args: ModelArguments, args: UnlearnConfig, data: TokenizedData, tokenizer: PreTrainedTokenizerBase
+) -> tuple[ModelArguments, ModelArguments | None]:
     """The model to unlearn and the never-seen reference (or ``None``), trained first where the flags ask for it."""
-    start, reference = model_args, args.never_seen_model
+    start = model_args
+    reference: str | None = args.never_seen_model
     if reference:  # a mistake must not come to light after the training only
         compared = load_model(_local(model_args, reference), tokenizer, "--never_seen_model")
         sizes = [config.get_text_config().vocab_size for config in (load_config(model_args), compared.config)]
@@ -61,9 +65,7 @@ def _check_optimizer(args: UnlearnConfig) -> None:
         UnlearnTrainer.get_optimizer_cls_and_kwargs(args)
     except Exception as error:  # of many kinds; some optimizers also ask for the model, which comes later
         if "install" in str(error):
-            raise ConfigError(
-                f"--optim {getattr(args.optim, 'value', args.optim)} cannot be used here: {error}"
-            ) from error
+            raise ConfigError(f"--optim {optimizer_name(args)} cannot be used here: {error}") from error
 
 
 def _local(model_args: ModelArguments, folder: Path | str) -> ModelArguments:

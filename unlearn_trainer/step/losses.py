@@ -16,7 +16,7 @@ from ..evaluation.evaluator import row_figures
 from ..head.chunked import LayerSegment, Segment
 from ..head.packing import Layout
 from ..objectives import IGNORED, Objective, RowStatistics
-from ..objectives.statistics import TokenStatistics
+from ..objectives.statistics import TokenStatistics, made
 from ..teacher.questions import HiddenStates, Prediction, Question
 from ..teacher.teachers import Teacher
 
@@ -175,10 +175,10 @@ class TokenLoss(SideLoss):
         self.segments = (self.segment,) if self.is_of_own else (self.segment, self.own)
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        nll = _made(statistics.nll)
+        nll = made(statistics.nll)
         given = _with_extras(statistics, self.extras, where, nll)
         if "distill_weight" in self.side.objective.needs and "distill_weight" not in self.extras:
-            given.distill_weight = torch.exp(-_made(given.teacher_nll))
+            given.distill_weight = torch.exp(-made(given.teacher_nll))
         if isinstance(self.trained, LabelTokens):
             given.nll = nll * self.trained.has_target[where]
             if given.distill_weight is not None:
@@ -265,7 +265,7 @@ class RowLoss(SideLoss):
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
         terms = self.values[where].sum()[None]  # own tokens come first: tokens beyond them have no value
-        nll = _made(statistics.nll)
+        nll = made(statistics.nll)
         return self.side.coefficient * terms.sum() + self.slopes[where] @ (nll - nll.detach()), terms
 
     def result(self) -> SideResult:
@@ -294,7 +294,7 @@ class StateLoss(SideLoss):
         self.of_layers = (self.of_layer,)
 
     def loss(self, statistics: TokenStatistics, where: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = _made(statistics.hidden)
+        hidden = made(statistics.hidden)
         given = _with_extras(statistics, self.extras, where, hidden)
         if self.control is not None:
             given.control = self.control.to(hidden.dtype)
@@ -349,13 +349,6 @@ def _token_extras(side: Side, tokens: GroupTokens) -> dict[str, torch.Tensor]:
     if "row_tokens" in needs:
         extras["row_tokens"] = tokens.per_row[tokens.row_of]
     return extras
-
-
-def _made(statistic: torch.Tensor | None) -> torch.Tensor:
-    """A statistic that the loss has asked the head for."""
-    if statistic is None:
-        raise RuntimeError("a loss was called without a statistic that it had asked for")
-    return statistic
 
 
 def _with_extras(

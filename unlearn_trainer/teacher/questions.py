@@ -15,7 +15,7 @@ from torch import nn
 from ..data.batch import GroupTokens, RowGroup, group_tokens
 from ..head.chunked import Segment, Segments
 from ..objectives import Objective
-from ..objectives.statistics import TokenStatistics
+from ..objectives.statistics import TokenStatistics, made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,8 @@ class Prediction(Question):
         found = _statistics(model, inputs, positions, targets, "nll", "log_prob_moments")
         if found.nll is None:
             return self.at_no_token(positions.device)
-        predicted = PredictedTokens(found.nll, found.hit.to(found.nll.dtype), found.log_prob_mean, found.log_prob_std)
+        nll, hit = found.nll, made(found.hit).to(found.nll.dtype)
+        predicted = PredictedTokens(nll, hit, made(found.log_prob_mean), made(found.log_prob_std))
         return torch.stack(list(vars(predicted).values()), 1)
 
     def at_no_token(self, device):

@@ -78,7 +78,7 @@ def _read(model, blocks, batch, row, column, targets):
             model(**batch, segments=Segments(segment))
     finally:
         handle.remove()
-    return segment.statistics.hit
+    return segment.hit
 
 
 def _read_one_by_one(model, blocks, batch, row, column, targets):
@@ -95,7 +95,7 @@ def _read_one_by_one(model, blocks, batch, row, column, targets):
 
         with on_outputs(blocks, put):
             model(**batch, segments=Segments(segment))
-        hits.append(segment.found.hit)
+        hits.append(segment.hit)
     return torch.cat(hits)
 
 

@@ -1,5 +1,7 @@
 """Does what was forgotten come back in every language once a single one is learned again?"""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ...errors import TrainingDiverged
@@ -94,14 +96,14 @@ def _after(subject, rows, language):
     return trainer.measure_rows(description=f"{subject.name}: relearned in {language}")["forget"], None
 
 
-def _brought_back(measured):
+def _brought_back(measured: Mapping[int, Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """Columns of the mean over all relearned languages but the row's own, and of the best one of them.
 
     Args:
         measured: index of the relearned language to the columns of the forget rows, which stand in one order.
     """
     relearned = sorted(measured)
-    found = []
+    found: list[dict[str, np.ndarray]] = []
     if not relearned:
         return found
     first = measured[relearned[0]]

@@ -137,7 +137,7 @@ def _searched(subject, model, halves, blocks, directions, description):
         for language, rows in rows_by_language(columns, subject.languages, METRICS[:1])[METRICS[0]].items():
             accuracy.setdefault(language, {})[coefficient] = float(np.mean(rows["values"]))
     # Of equals the gentlest.
-    chosen = {language: max(COEFFICIENTS, key=values.get) for language, values in accuracy.items()}
+    chosen = {language: max(COEFFICIENTS, key=values.__getitem__) for language, values in accuracy.items()}
     parts = []
     for coefficient in sorted(set(chosen.values())):
         wanted = [subject.languages.index(language) for language, value in chosen.items() if value == coefficient]
