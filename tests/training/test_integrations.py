@@ -256,3 +256,17 @@ def test_mlflow_that_cannot_be_reached(tmp_path, monkeypatch):
         run(words)
     sys.modules.pop("mlflow", None)
     assert not any(Path(tmp_path / "out").iterdir())
+
+
+def test_texts_are_not_uploaded_with_the_report(hub, tmp_path):
+    words = [
+        *write_material(tmp_path),
+        "--do_train",
+        "--push_to_hub",
+        "--show_texts",
+        "--output_dir",
+        str(tmp_path / "o"),
+    ]
+    script = [sys.executable, "-c", "import run_unlearn, sys; run_unlearn.main(sys.argv[1:])", *words]
+    done = subprocess.run(script, env=online(hub), capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "--show_texts they quote the splits" in done.stderr and not hub.made

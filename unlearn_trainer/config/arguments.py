@@ -87,6 +87,8 @@ class DataArguments:
     languages: list[str] | None = flag(None, "Languages to train on, with spaces or commas; by default all.")
     heldout_languages: list[str] | None = flag(None, "Languages that are evaluated and never trained on.")
     max_seq_length: int = flag(256, "Longer rows are cut to this number of tokens.")
+    chat_template: str = flag("auto", "Template of questions and messages: `auto` (the tokenizer's), `none`, a file.")
+    system_prompt: str | None = flag(None, "What the system says before every question, where there is a template.")
     max_train_samples: int | None = flag(None, "Use only this number of items of the forget and the retain split.")
     max_eval_samples: int | None = flag(None, "Use only this number of items of the valid split.")
     max_predict_samples: int | None = flag(None, "Use only this number of items of the test split.")

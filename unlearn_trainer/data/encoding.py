@@ -14,12 +14,13 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from .items import Passage
+from ..errors import ConfigError
+from .contents import Passage, Rendered
 
 IGNORE_INDEX = -100
 REPLACEMENT = "\ufffd"
 # The modules that turn passages into rows: rows that other code cached are not read.
-CODE = ("encoding.py", "tokenize.py", "alternatives.py")
+CODE = ("encoding.py", "tokenize.py", "alternatives.py", "chat.py", "contents.py")
 
 
 class Encoded(NamedTuple):
@@ -55,6 +56,12 @@ def encode(
     """
     if not passages:
         return []
+    if rendered := [passage for passage in passages if isinstance(passage, Rendered)]:
+        plain = iter(
+            encode(tokenizer, [passage for passage in passages if not isinstance(passage, Rendered)], max_seq_length)
+        )
+        chats = iter(_encode_rendered(tokenizer, rendered, max_seq_length))
+        return [next(chats if isinstance(passage, Rendered) else plain) for passage in passages]
     special = special_ids(tokenizer)
     encoded = []
     with unchanged(tokenizer):
@@ -88,6 +95,37 @@ def encode(
                 labelled = _labelled_without_offsets(tokenizer, passage.text, passage.span, len(ids))
             labels = [i if mark else IGNORE_INDEX for i, mark in zip(ids, labelled, strict=True)]
             encoded.append(Encoded(ids, labels, written))
+    return encoded
+
+
+def _encode_rendered(
+    tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage], max_seq_length: int | None
+) -> list[Encoded]:
+    """The same of what a chat template has made: nothing is put around it, and its special tokens are no surprise."""
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            "rows that go through a chat template need a tokenizer that tells where its tokens stand (a fast one); "
+            "give --chat_template none, or a model with a tokenizer.json"
+        )
+    with unchanged(tokenizer):
+        batch = tokenizer(
+            [passage.text for passage in passages],
+            add_special_tokens=False,
+            truncation=max_seq_length is not None,
+            max_length=max_seq_length,
+            verbose=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            return_offsets_mapping=True,
+        )
+    encoded = []
+    for passage, ids, offsets in zip(passages, batch["input_ids"], batch["offset_mapping"], strict=True):
+        start, end = passage.span or (0, len(passage.text))
+        labels = [
+            i if max(start, left) < min(end, right) else IGNORE_INDEX
+            for i, (left, right) in zip(ids, offsets, strict=True)
+        ]
+        encoded.append(Encoded(ids, labels))
     return encoded
 
 

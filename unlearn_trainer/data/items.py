@@ -7,9 +7,10 @@ The kind of a JSONL line is recognised by its keys:
 - qa: ``{"question": {...}, "answer": {...}}`` and optionally ``paraphrased_answer``, ``perturbed_answer`` (a list a
   language) and ``paraphrased_question``
 - flat: ``{"text": "...", "language": "sw"}``
+- messages: ``{"messages": {"en": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}}``
 
-Cloze, qa and flat lines may have an ``id``, a string or an integer that ties translations on several lines together.
-In a text line ``id`` is the language code of Indonesian.
+Cloze, qa, messages and flat lines may have an ``id``, a string or an integer that ties translations on several lines
+together. In a text line ``id`` is the language code of Indonesian.
 """
 
 import difflib
@@ -18,22 +19,31 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import DataError, quote_name, without_controls
+from .contents import MASK as MASK
+from .contents import QA as QA
+from .contents import Cloze as Cloze
+from .contents import Conversation as Conversation
+from .contents import Passage as Passage
+from .contents import Text as Text
+from .contents import Turn as Turn
 from .formats import foreign_format
 
-MASK = "<mask>"
 REQUIRED_KEYS = {
     "cloze": ("prompt", "answers"),
     "qa": ("question", "answer"),
     "flat": ("text", "language"),
+    "messages": ("messages",),
 }
 OPTIONAL_KEYS = {
     "cloze": ("candidates", "id"),
     "qa": ("paraphrased_answer", "perturbed_answer", "paraphrased_question", "id"),
     "flat": ("id",),
+    "messages": ("id",),
 }
+ROLES = ("system", "user", "assistant")
 LIST_KEYS = ("answers", "candidates", "perturbed_answer")
 NO_IDENTIFIER = (
     "'id' beside translations is the language code of Indonesian; take an identifier out of the row, or write one "
@@ -44,126 +54,21 @@ A_LANGUAGE_CODE = "a language code such as en, zh-Hans or eng_Latn"
 LANGUAGE_CODE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]{2,8})*|[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})+")
 
 
-class Passage(NamedTuple):
-    """A complete text, of which the characters ``[start, end)`` of ``span`` carry labels (None: all of it)."""
-
-    text: str
-    span: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text, all of which is labelled."""
-
-    text: str
-
-    @property
-    def cue(self) -> None:
-        return None
-
-    @property
-    def target(self) -> Passage:
-        return Passage(self.text)
-
-    def further(self) -> list[Passage]:
-        return []
-
-    def choices(self) -> list[tuple[Passage, bool]]:
-        return []
-
-    def complete(self) -> list[str]:
-        return [self.text]
-
-
-@dataclass(frozen=True)
-class Cloze:
-    """A prompt with one ``<mask>``; the first answer is the one trained on, every answer counts as right."""
-
-    prompt: str
-    answers: tuple[str, ...]
-    candidates: tuple[str, ...] = ()
-
-    @property
-    def cue(self) -> str:
-        return self.prompt
-
-    @property
-    def target(self) -> Passage:
-        return self.fill(self.answers[0])
-
-    def fill(self, answer: str) -> Passage:
-        before, _, after = self.prompt.partition(MASK)
-        return Passage(before + answer + after, (len(before), len(before) + len(answer)))
-
-    def choices(self) -> list[tuple[Passage, bool]]:
-        """The whole sentence with each candidate filled in, and whether the candidate is right."""
-        return [(self.fill(candidate), candidate in self.answers) for candidate in self.candidates]
-
-    def further(self) -> list[Passage]:
-        """The sentence with each answer but the first: not trained on, and as much what the row says."""
-        return [self.fill(answer) for answer in self.answers[1:]]
-
-    def complete(self) -> list[str]:
-        return [self.fill(answer).text for answer in self.answers]
-
-
-@dataclass(frozen=True)
-class QA:
-    """A question and its answer, joined by one space.
-
-    A space, because SentencePiece vocabularies turn a newline into one anyway: so all tokenizers see the same text.
-    """
-
-    question: str
-    answer: str
-    paraphrased_answer: str | None = None
-    perturbed_answer: tuple[str, ...] = ()
-    paraphrased_question: str | None = None
-
-    @property
-    def cue(self) -> str:
-        return self.question
-
-    @property
-    def target(self) -> Passage:
-        return self.fill(self.answer)
-
-    def fill(self, answer: str) -> Passage:
-        text = f"{self.question} {answer}"
-        return Passage(text, (len(self.question) + 1, len(text)))
-
-    def choices(self) -> list[tuple[Passage, bool]]:
-        """The right and the perturbed answers after the question; empty when there is nothing wrong to compare with.
-
-        The right one is the paraphrased answer, or the answer itself where no paraphrase exists (TOFU's real authors).
-        """
-        if not self.perturbed_answer:
-            return []
-        right = (self.fill(self.paraphrased_answer or self.answer), True)
-        return [right, *((self.fill(answer), False) for answer in self.perturbed_answer)]
-
-    def further(self) -> list[Passage]:
-        return []
-
-    def complete(self) -> list[str]:
-        return [self.target.text]
-
-
 @dataclass(frozen=True)
 class Item:
     """One fact or text in the languages it exists in.
 
     Args:
-        kind: ``text``, ``cloze`` or ``qa``.
+        kind: ``text``, ``cloze``, ``qa`` or ``messages``.
         source: ``file:line`` (of its first line, where lines with one id were merged).
-        content: language to :class:`Text`, :class:`Cloze` or :class:`QA`; in the order of the file.
+        content: language to :class:`Text`, :class:`Cloze`, :class:`QA` or :class:`Conversation`, in the file's order.
         id: the ``id`` of cloze, qa and flat lines.
         sources: language to ``file:line``, where it differs from ``source``.
     """
 
     kind: str
     source: str
-    content: Mapping[str, Text | Cloze | QA]
+    content: Mapping[str, Text | Cloze | QA | Conversation]
     id: str | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -245,6 +150,8 @@ def parse_row(row: Any, source: str) -> Item:
             raise DataError(f"{source}: 'language' must be {A_LANGUAGE_CODE}, not {quote_name(language)}")
         content = {language: Text(_text(row["text"], "'text'", source, language))}
         return Item("text", source, content, _identifier(row, source))
+    if kind == "messages":
+        return Item("messages", source, _conversations(row["messages"], source), _identifier(row, source))
     columns = {key: _column(key, row[key], source) for key in known if key in row and key != "id"}
     _same_languages(columns, source)
     build = Cloze if kind == "cloze" else QA
@@ -365,6 +272,28 @@ def _column(key: str, column: Any, source: str) -> dict[str, Any]:
         else:
             parsed[language] = tuple(dict.fromkeys(_text(each, repr(key), source, language) for each in value))
     return parsed
+
+
+def _conversations(column: Any, source: str) -> dict[str, Conversation]:
+    """The field ``messages``: language to turns, the last of which is the assistant's."""
+    if not isinstance(column, dict) or not column:
+        raise DataError(f"{source}: 'messages' must be an object from language codes to turns, not {describe(column)}")
+    found = {}
+    for code, turns in column.items():
+        language, place = _language(code, source), f"{source}: language {code!r}: 'messages'"
+        if not isinstance(turns, list) or len(turns) < 2:
+            raise DataError(f"{place} must be a list of two turns or more, not {describe(turns)}")
+        parsed = []
+        for number, turn in enumerate(turns, start=1):
+            if not isinstance(turn, dict) or set(turn) != {"role", "content"}:
+                raise DataError(f'{place}: turn {number} must be {{"role": "...", "content": "..."}}')
+            if turn["role"] not in ROLES:
+                raise DataError(f"{place}: turn {number}: 'role' must be one of {', '.join(ROLES)}")
+            parsed.append(Turn(turn["role"], _text(turn["content"], f"turn {number}", source, language)))
+        if parsed[-1].role != "assistant":
+            raise DataError(f"{place} must end with a turn of the assistant, whose words are learned or forgotten")
+        found[language] = Conversation(tuple(parsed[:-1]), parsed[-1].content)
+    return found
 
 
 def _same_languages(columns: Mapping[str, Mapping[str, Any]], source: str) -> None:

@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import ConfigError
 from .cache import ITEMS_PER_BATCH as ITEMS_PER_BATCH
 from .cache import cached_rows
+from .chat import label_ends
 from .checks import check_languages, check_splits
+from .contents import Rendered
 from .encoding import IGNORE_INDEX as IGNORE_INDEX
 from .encoding import encode, hash_tokenizer
 from .items import Item, Passage
@@ -165,8 +167,13 @@ def _tokenize_split(
             kept = [(encoded[passage], right) for passage, right in choices if encoded[passage].counts]
             if not any(right for _, right in kept):
                 kept = []
-            columns["input_ids"].append(encoded[target].input_ids)
-            columns["labels"].append(encoded[target].labels)
+            ids, labels = encoded[target].input_ids, encoded[target].labels
+            if split == "retain" and isinstance(
+                target, Rendered
+            ):  # how to end a turn is to be kept, and no text to be forgotten
+                labels = label_ends(ids, labels, IGNORE_INDEX)
+            columns["input_ids"].append(ids)
+            columns["labels"].append(labels)
             columns["language"].append(language)
             columns["item"].append(index)
             columns["candidate_input_ids"].append([candidate.input_ids for candidate, _ in kept])
@@ -183,6 +190,6 @@ def _tokenize_split(
     special = {*tokenizer.all_special_ids} - {tokenizer.unk_token_id}
     digest = hashlib.sha256(tokenizer_key.encode())
     for item in items:
-        digest.update(json.dumps([max_seq_length, passages(item)]).encode())
+        digest.update(json.dumps([max_seq_length, split == "retain", passages(item)]).encode())
     features = datasets.Features(FEATURES | NOTES)
     return cached_rows(rows, len(items), features, digest.hexdigest()[:32], f"Tokenizing {split}")

@@ -19,6 +19,7 @@ from ..data import (
     synthetic,
     tokenize_splits,
 )
+from ..data.chat import find_template, with_template
 from ..errors import ConfigError
 from ..files import make_own_folder, name_whole_folder
 from ..model.loading import load_tokenizer
@@ -70,6 +71,8 @@ def load_rows(
     files = {f"{split}_file": getattr(data_args, f"{split}_file") for split in SPLITS}
     splits = load_splits(data_args.data_dir, **files)
     splits |= {name: read_jsonl(file) for name, file in (further or {}).items()}
+    chat = find_template(tokenizer, data_args.chat_template, data_args.system_prompt)
+    splits = {name: with_template(items, chat) for name, items in splits.items()}
     heldout = list(data_args.heldout_languages or ())
     if data_args.languages is None:
         known = {language for item in splits["forget"] or () for language in item.content}

@@ -86,7 +86,12 @@ def carry_out(
     Raises:
         ConfigError: flags that do not fit the data or the model, or a place that cannot be written to.
     """
-    check_integrations(args, merged=model_args.merge_adapter or not model_args.use_peft, own_start=args.memorize_first)
+    check_integrations(
+        args,
+        merged=model_args.merge_adapter or not model_args.use_peft,
+        own_start=args.memorize_first,
+        show_texts=data_args.show_texts,
+    )
     tokenizer, data = load_data(model_args, data_args, args)
     if args.do_predict and "test" not in data.datasets:
         raise ConfigError("--do_predict measures a test split: give --test_file, or leave --do_predict out")

@@ -42,13 +42,16 @@ TAKES_MODELS = {
 NOTHING = ("", "0", "false", "no", "off", "n", "f", "none")
 
 
-def check_integrations(args: UnlearnConfig, *, merged: bool = False, own_start: bool = False) -> None:
+def check_integrations(
+    args: UnlearnConfig, *, merged: bool = False, own_start: bool = False, show_texts: bool = False
+) -> None:
     """Refuse at the start what would send away too much, or fail hours later; call it on every process.
 
     Args:
         args: of the run.
         merged: whether the result holds whole weights, and not an adapter alone.
         own_start: whether the model that it starts from is made by this run.
+        show_texts: whether results and report hold texts of the splits.
 
     Raises:
         ConfigError: the repository of ``--push_to_hub`` cannot be made; a tracker would take models along, has
@@ -64,6 +67,11 @@ def check_integrations(args: UnlearnConfig, *, merged: bool = False, own_start: 
         return
     if not args.do_train:
         raise ConfigError("--push_to_hub uploads what --do_train makes; add --do_train, or leave it out")
+    if show_texts:
+        raise ConfigError(
+            "--push_to_hub uploads results and report, and with --show_texts they quote the splits; leave one of them "
+            "out"
+        )
     make_repository(args)
     strategy = HubStrategy(args.hub_strategy).value
     if strategy in ("checkpoint", "all_checkpoints"):

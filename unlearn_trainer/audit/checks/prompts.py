@@ -19,8 +19,9 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ...data.contents import MASK, QA, Cloze, Conversation, Passage, Rendered, Text
 from ...data.encoding import encode
-from ...data.items import MASK, QA, Cloze, Item, Passage, Text
+from ...data.items import Item
 from ..figures import rows_by_language, seed_of
 from ..results import PRIMED_WITH_ANOTHER as CONTROL
 from ..results import Matrix, Result, Variant
@@ -45,7 +46,7 @@ MAX_PAIRS, ALSO_ASKED_IN = 12_000, "also_asked_in_"
 # Scripts that write no space between words: Thai to Burmese, Khmer, kana and Han.
 _UNSPACED = re.compile(r"[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
 
-Content = Text | Cloze | QA
+Content = Text | Cloze | QA | Conversation
 Entry = tuple[int, int, Passage]
 Columns = Mapping[str, np.ndarray]
 
@@ -160,9 +161,9 @@ def switch_code(content: Content, translation: Content, rng: random.Random) -> P
     follows the mask of a prompt are switched each for itself.
 
     Returns:
-        None for a text, and where there are no two pieces, or none that differ.
+        None for a text and a conversation, and where there are no two pieces, or none that differ.
     """
-    if isinstance(content, Text) or isinstance(translation, Text):
+    if not isinstance(content, QA | Cloze) or not isinstance(translation, QA | Cloze):
         return None
     # In a question a mask is text like any other.
     mask = MASK if isinstance(content, Cloze) else None
@@ -203,10 +204,13 @@ def _words(text: str) -> Iterator[tuple[int, int]]:
 
 
 def prime(content: Content, context: Content) -> Passage:
-    """The complete ``context``, a space, and ``content`` with its labels."""
-    text, (start, end) = content.target.text, content.target.span or (0, len(content.target.text))
-    before = context.target.text + " "
-    return Passage(before + text, (len(before) + start, len(before) + end))
+    """The complete ``context``, a space, and ``content`` with its labels; of what is rendered, one after the other."""
+    target = content.target
+    start, end = target.span or (0, len(target.text))
+    rendered = isinstance(target, Rendered)
+    before = context.target.text + ("" if rendered else " ")
+    whole = before + target.text, (len(before) + start, len(before) + end)
+    return Rendered(*whole) if rendered else Passage(*whole)
 
 
 def fitting(entries: Sequence[Entry], tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> list[Entry]:
