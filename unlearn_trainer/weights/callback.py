@@ -32,19 +32,19 @@ class LanguageWeightCallback(LanguageWeights, TrainerCallback, ExportableState):
             language: [rows] language of each row.
             figures: each of :data:`SUMS` but ``rows``, a tensor [rows]; without a teacher no ``teacher_probability``.
         """
-        if self._batch_sums is None:
-            self.prepare(language.device)
+        sums = self.prepare(language.device)
         columns = [figures.get(name) for name in SUMS]
         columns[SUMS.index("rows")] = figures["tokens"] > 0
         table = torch.stack([torch.zeros_like(language) if c is None else c for c in columns], 1)
-        self._batch_sums[SIDES.index(side)].index_add_(0, language, table.to(self._batch_sums.dtype))
+        sums[SIDES.index(side)].index_add_(0, language, table.to(sums.dtype))
 
-    def prepare(self, device: torch.device) -> None:
-        """Allocate the sums: on every process, also where a language or a side has not been seen yet."""
+    def prepare(self, device: torch.device) -> torch.Tensor:
+        """The sums, allocated on every process, also where a language or a side has not been seen yet."""
         if self._batch_sums is None:
             dtype = torch.float32 if device.type == "mps" else torch.float64
             shape = (len(SIDES), len(self.languages), len(SUMS))
             self._batch_sums = torch.zeros(shape, dtype=dtype, device=device)
+        return self._batch_sums
 
     def reduce_batches(self) -> None:
         """Move the sums of every process's batches into ``window``, the same on all of them; a collective."""

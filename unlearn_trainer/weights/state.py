@@ -191,9 +191,10 @@ class LanguageWeights:
         if "retain" in figures:
             self._move_retain(self._of(figures, "retain", "loss"))
         self._reweigh(step)
-        gained = score is not None and score > self.best_score
-        self.evaluations_without_gain = 0 if gained else self.evaluations_without_gain + 1
-        self.best_score = score if gained else self.best_score
+        if score is not None and score > self.best_score:
+            self.evaluations_without_gain, self.best_score = 0, score
+        else:
+            self.evaluations_without_gain += 1
 
     def _move_retain(self, losses: Sequence[float | None]) -> None:
         if self.retain_loss_at_start is None:
@@ -265,7 +266,7 @@ class LanguageWeights:
         ``None`` where there was nothing to forget in any language, or where neither valid nor retain rows are
         measured, so that nobody can say what was kept.
         """
-        if self.kept_split is None:
+        if self.kept_split is None or self.figures_at_start is None:
             return None
         metric = self._of(figures, "forget", self.policy.forget_metric)
         loss = self._of(figures, self.kept_split, "loss")
