@@ -51,12 +51,10 @@ def _audit() -> None:
 
 def _run_small(module: str, words: list[str]) -> None:
     """A command that needs no model: its mistakes become one line, as those of a run do."""
-    from .errors import EXIT_BAD_INPUT, UnlearnError, print_failure
+    from .config.early import end_in_one_line
 
-    try:
+    with end_in_one_line():
         importlib.import_module(f"{__package__}.{module}").main(words)
-    except UnlearnError as error:
-        sys.exit(print_failure(f"error: {error}", EXIT_BAD_INPUT))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .config.unlearn_config import UnlearnConfig
 from .console import CompactPrinter, CompactProgress
+from .data import Item, TokenizedData
 from .data.batch import RowGroup
 from .data.collator import TrainingRows
 from .data.row_checks import check_rows, learned_positions
@@ -40,6 +41,7 @@ from .teacher.teachers import ResidentTeacher, make_teacher
 from .training.best_model import KeepsBest
 from .training.callbacks import RunEvents
 from .training.checkpoints import StopSignal, WholeCheckpoints, check_whole
+from .training.given import load_given
 from .training.health import LossLog, check_finite
 from .training.identity import check_resumable, identity_of
 from .training.integrations import OnlyResultToHub
@@ -78,6 +80,9 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
             asks for it or ``model`` has an adapter to switch off.
         processing_class: the tokenizer; its pad token fills short rows.
         callbacks: further Trainer callbacks.
+        data: all splits at once, in place of the datasets: what ``tokenize_splits`` returns, or what ``load_splits``
+            returns, which is tokenized then; ``model`` may be a name or a folder with it. forget, retain and valid are
+            measured, test is predicted.
         max_seq_length: what rows were cut to, which is the width of a batch where padding counts in the loss
             (``lingtea_alignment="released"`` with XGLM); by default that of the longest row, in multiples of 8.
 
@@ -91,11 +96,11 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | str | Path,
         args: UnlearnConfig,
-        forget_dataset: Dataset | None,
-        retain_dataset: Dataset | None,
-        languages: Sequence[str],
+        forget_dataset: Dataset | None = None,
+        retain_dataset: Dataset | None = None,
+        languages: Sequence[str] | None = None,
         eval_dataset: dict[str, Dataset] | None = None,
         predict_dataset: dict[str, Dataset] | None = None,
         heldout_languages: Sequence[str] = (),
@@ -103,16 +108,29 @@ class UnlearnTrainer(KeepsTeacher, KeepsBest, WholeCheckpoints, SavedAsLoaded, O
         processing_class: PreTrainedTokenizerBase | None = None,
         callbacks: list[TrainerCallback] | None = None,
         max_seq_length: int | None = None,
+        data: TokenizedData | Mapping[str, Sequence[Item]] | None = None,
         **kwargs,
     ):
         for name, instead in NOT_TAKEN.items():
             if kwargs.get(name) is not None:
                 raise ConfigError(f"UnlearnTrainer takes no {name}: {instead}")
-        check_given(model)
-        if teacher is not None:
-            check_given(teacher, "teacher")
         if not isinstance(args, UnlearnConfig):
             raise ConfigError(f"args is a {type(args).__name__}; pass an UnlearnConfig")
+        if data is not None:
+            if any(rows is not None for rows in (forget_dataset, retain_dataset, eval_dataset, predict_dataset)):
+                raise ConfigError("data holds all splits; leave out forget_dataset, retain_dataset and the others")
+            given = load_given(model, args, data, processing_class, languages, heldout_languages, max_seq_length)
+            model, processing_class, rows = given.model, given.tokenizer, given.data
+            forget_dataset, retain_dataset = rows.datasets.get("forget"), rows.datasets.get("retain")
+            eval_dataset, predict_dataset = given.measured, given.predicted
+            languages, heldout_languages = rows.languages, rows.heldout_languages
+            max_seq_length = rows.max_seq_length
+        check_given(model)
+        assert not isinstance(model, str | Path)  # such were refused, or loaded
+        if teacher is not None:
+            check_given(teacher, "teacher")
+        if languages is None:
+            raise ConfigError("languages is None; pass the codes that the rows' language column indexes, or data=...")
         self.languages, self.heldout_languages = list(languages), list(heldout_languages)
         if isinstance(eval_dataset, Dataset):
             eval_dataset = {"valid": eval_dataset}

@@ -3,9 +3,10 @@
 What it lets pass is read again by :func:`.parser.parse_arguments`, with the real classes.
 """
 
+import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def answer_early(
         sys.exit(print_failure(f"error: {error}", EXIT_BAD_INPUT))
     except Exception:  # a release of transformers that is written in another way, or what only its own checks know
         return
+
+
+@contextlib.contextmanager
+def end_in_one_line() -> Iterator[None]:
+    """Within the context a person's mistake ends the process with one line and exit code 2."""
+    try:
+        yield
+    except UnlearnError as error:
+        sys.exit(print_failure(f"error: {error}", EXIT_BAD_INPUT))
 
 
 def look(argv: Sequence[str] | None = None) -> None:
