@@ -114,7 +114,8 @@ def _check_needed(args: UnlearnConfig, splits: Mapping[str, list[Item]]) -> None
         fewer = [name for name, method in METHODS.items() if method.retain_objective == "none"]
         raise ConfigError(
             f"{'; '.join(missing)}. This run needs the splits {', '.join(needed)}, and there are {', '.join(splits)}; "
-            f"with the forget split alone go --method {', '.join(fewer)}"
+            "`unlearn-trainer prepare` draws what is missing from other texts (--retain_from, --valid_from), and with "
+            f"the forget split alone go --method {', '.join(fewer)}"
         )
 
 
