@@ -123,7 +123,7 @@ def test_two_machines(material, reference, tmp_path):
         for rank in range(2)
     ]
     printed = [machine.communicate(timeout=300)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], printed
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(text[-3000:] for text in printed)
     assert_equals_reference(tmp_path / "run", reference)
 
 

@@ -3,6 +3,8 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rapidfuzz import fuzz
 
 from unlearn_trainer.prepare.near_duplicates import ALIKE, folded, near_duplicates
@@ -34,22 +36,32 @@ def changed(rng, text, share, alphabet):
     return "".join(letters)
 
 
-# Of chosen seeds: what is proposed is a matter of chance, and the chance is the same in every run.
-@pytest.mark.parametrize("seed", range(6))
+def material(rng, alphabet):
+    forget = ["".join(rng.choices(alphabet, k=rng.randint(8, 120))) for _ in range(12)]
+    shares = (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.5) * 6
+    candidates = [changed(rng, rng.choice(forget), share, alphabet) for share in shares]
+    return forget, candidates + ["".join(rng.choices(alphabet, k=60)) for _ in range(10)]
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10_000))
 def test_found_as_by_comparing_every_pair(script, seed):
-    rng, alphabet = random.Random(seed), SCRIPTS[script]
-    forget = ["".join(rng.choices(alphabet, k=rng.randint(30, 120))) for _ in range(12)]
-    candidates = [
-        changed(rng, rng.choice(forget), share, alphabet) for share in (0, 0.02, 0.05, 0.5) for _ in range(6)
-    ]
-    candidates += ["".join(rng.choices(alphabet, k=60)) for _ in range(10)]
-    expected = naive(forget, candidates)
+    forget, candidates = material(random.Random(seed), SCRIPTS[script])
     found = {pair.other: (pair.forget, pair.similarity) for pair in near_duplicates(forget, candidates)}
+    assert found == naive(forget, candidates)
+
+
+# Of chosen seeds: what is proposed is a matter of chance, and the chance is the same in every run.
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_among_many_rows_nothing_wrong_is_found_and_little_is_missed(script, seed):
+    forget, candidates = material(random.Random(seed), SCRIPTS[script])
+    expected = naive(forget, candidates)
+    found = {pair.other: pair.similarity for pair in near_duplicates(forget, candidates, exact=0)}
     assert set(found) <= set(expected)
-    near = [place for place in expected if expected[place][1] >= 0.95]  # of these none may be missed
-    assert all(place in found and found[place][0] == expected[place][0] for place in near)
-    assert len(found) >= 0.8 * len(expected)
+    near = [place for place in expected if expected[place][1] >= 0.9]
+    assert sum(place in found for place in near) >= 0.9 * len(near)
 
 
 @pytest.mark.parametrize(

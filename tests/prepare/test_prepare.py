@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 from pathlib import Path
 
 import datasets
@@ -23,9 +24,15 @@ def flores(folder, dev=100, devtest=7, codes=CODES):
     for split, count in (("dev", dev), ("devtest", devtest)):
         (folder / split).mkdir(parents=True)
         for code in codes:
-            lines = [f"{code} {split} sentence number {number * 7919 % 1000} ends." for number in range(count)]
+            lines = [f"{code} {sentence(f'{split}{number}')}." for number in range(count)]
             (folder / split / f"{code}.{split}").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
+
+
+def sentence(seed):
+    """A text that is like no other."""
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9))) for _ in range(9))
 
 
 def prepared(folder, *words):
@@ -117,7 +124,7 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path, damage):
     if damage == "a line is missing":
         file.write_text("\n".join(file.read_text().splitlines()[1:]))
     elif damage == "a file is not UTF-8":
-        file.write_bytes(file.read_bytes()[:60] + b"\xff\xfe\n" + file.read_bytes()[60:])
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\n\xff\xfe", 1))
     else:
         (source / "dev").rename(source / "dev2")
     with pytest.raises(ConfigError) as refused:
@@ -263,6 +270,21 @@ def test_thirty_sentences_in_one_language_are_all_to_be_forgotten(tmp_path):
     about = prepared(tmp_path / "out", *words, "--forget_size", "all", *drawn)
     assert about["sizes"]["forget"] == 30 and about["sizes"]["retain"] == 90 and about["sizes"]["valid"] > 5
     assert load_splits(str(tmp_path / "out")).keys() == {"forget", "retain", "valid"}
+
+
+def test_what_is_drawn_is_drawn_in_every_language_and_for_one_split_only(tmp_path):
+    rows = [
+        f"{code},{code} {sentence(f'{code}{n}')}" for code, count in (("en", 90), ("sw", 60)) for n in range(count)
+    ]
+    (tmp_path / "flat.csv").write_text("lang,text\n" + "\n".join(rows), encoding="utf-8")
+    mine = [f"{code},{code} {sentence(f'mine {code}{n}')}" for n in range(6) for code in ("en", "sw")]
+    (tmp_path / "f.csv").write_text("lang,text\n" + "\n".join(mine), encoding="utf-8")
+    words = ["table", "--source", tmp_path / "f.csv", "--language_column", "lang", "--text_column", "text"]
+    words += ["--forget_size", "all", "--retain_factor", "2", "--retain_from", tmp_path / "flat.csv"]
+    about = prepared(tmp_path / "out", *words, "--valid_from", tmp_path / "flat.csv")
+    assert about["retain_from"]["rows"] == {"en": 24, "sw": 24} == about["files"]["retain.jsonl"]["rows"]
+    assert about["valid_from"]["rows"] == about["files"]["valid.jsonl"]["rows"]
+    assert any("--valid_from has fewer than 100 rows" in note for note in about["notes"])
 
 
 def test_questions_and_answers_in_columns(tmp_path):

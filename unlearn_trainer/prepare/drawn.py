@@ -10,22 +10,30 @@ from ..errors import ConfigError
 from .collection import FIELDS, Collection, Row, file_source
 from .flores import read_flores
 from .languages import choose_languages
-from .near_duplicates import ForgetIndex
+from .near_duplicates import ForgetIndex, folded
 from .table import Columns, read_table
 
 
 def draw_rows(
-    flag: str, source: str, columns: Columns, forget: Sequence[Row], chosen: Mapping[str, str], size: int, seed: int
+    flag: str,
+    source: str,
+    columns: Columns,
+    forget: Sequence[Row],
+    taken: Sequence[Row],
+    chosen: Mapping[str, str],
+    size: int,
+    seed: int,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """``size`` rows of a source in the languages of the forget rows, none of them nearly a forget row.
+    """``size`` rows a language of a source, none of them nearly a forget row, nor a row of another split.
 
     Args:
         flag: ``--retain_from`` or ``--valid_from``, for messages.
         source: a JSONL, CSV, TSV or Parquet file, a FLORES-200 folder, a prepared folder, or a dataset.
         columns: of a table.
         forget: rows that are to be forgotten, by the keys of ``chosen``.
+        taken: rows of other splits, none of which is drawn again.
         chosen: the languages that are written; the source may lack some of them.
-        size: rows wanted; there may be fewer.
+        size: rows wanted in each language; there may be fewer.
         seed: of the draw.
 
     Returns:
@@ -50,22 +58,30 @@ def draw_rows(
     indices = {key: ForgetIndex([text for row in forget for text in texts_of(row, key)]) for key in keys}
     drawn: list[Row] = []
     near: list[dict[str, Any]] = []
+    counts = dict.fromkeys(keys, 0)
+    known = {folded(text) for row in taken for key in keys for text in texts_of(row, key)}
     for row in rows:
-        if len(drawn) == size:
-            break
-        kept = row.in_languages(keys)
+        open_keys = {key: code for key, code in keys.items() if counts[key] < size}
+        kept = row.in_languages(open_keys)
         if kept is None:
+            if not open_keys:
+                break
+            continue
+        if any(folded(text) in known for key in kept.languages for text in texts_of(kept, key)):
             continue
         found = _nearest(kept, indices)
         if found is None:
             drawn.append(kept)
+            for key in kept.languages:
+                counts[key] += 1
         else:
             near.append({"source": row.source, "language": found[0], "similarity": round(found[1], 3)})
     if not drawn:
         raise ConfigError(f"{flag} {source}: no row is left that is not nearly a forget row; choose another source")
     about = {
         "sources": list(collection.sources),
-        "rows": len(drawn),
+        "wanted": size,
+        "rows": counts,
         "near_duplicates_left_out": near,
         "languages_lacking": lacking,
     }

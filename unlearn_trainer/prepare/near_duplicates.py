@@ -1,18 +1,20 @@
-"""Rows that say nearly what a row to be forgotten says, found without comparing every pair.
+"""Rows that say nearly what a row to be forgotten says.
 
-MinHash over character n-grams (Broder, 1997) with locality-sensitive hashing by datasketch proposes pairs; rapidfuzz
-says how alike they are. Characters, because words are written without spaces in some scripts; after NFKC and case
-folding, because that is what looks the same to a reader.
+A candidate is compared with every forget row by rapidfuzz where these are few, as they mostly are. Among many, MinHash
+over character n-grams (Broder, 1997) with locality-sensitive hashing by datasketch proposes pairs, and rapidfuzz says
+how alike they are. Characters, because words are written without spaces in some scripts; after NFKC and case folding,
+because that is what looks the same to a reader.
 """
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-GRAM = 4  # characters
+EXACT = 2000  # forget rows up to which every pair is compared: a candidate takes a millisecond or less
+GRAM = 3  # characters
 PERMUTATIONS = 128
 # Of the shares of n-grams from which a pair is looked at: low, because two texts that differ in a word share few.
-PROPOSED = 0.35
+PROPOSED = 0.2
 ALIKE = 0.8  # rapidfuzz's ratio, from which two texts count as near-duplicates
 
 
@@ -37,13 +39,17 @@ class ForgetIndex:
     Args:
         texts: the forget rows; memory and time of the index grow with these alone.
         alike: similarity from which a pair is reported.
+        exact: forget rows up to which every pair is compared.
     """
 
-    def __init__(self, texts: Sequence[str], alike: float = ALIKE):
-        from datasketch import MinHashLSH  # loaded where rows are compared
-
+    def __init__(self, texts: Sequence[str], alike: float = ALIKE, exact: int = EXACT):
         self._alike = alike
         self._texts = [folded(text) for text in texts]
+        self._index = None
+        if len(texts) <= exact:
+            return
+        from datasketch import MinHashLSH  # loaded where there are many rows
+
         self._index = MinHashLSH(threshold=PROPOSED, num_perm=PERMUTATIONS)
         for place, text in enumerate(self._texts):
             self._index.insert(place, _signature(text))
@@ -53,6 +59,11 @@ class ForgetIndex:
         from rapidfuzz import fuzz
 
         text = folded(text)
+        if self._index is None:
+            from rapidfuzz import process
+
+            best = process.extractOne(text, self._texts, scorer=fuzz.ratio, score_cutoff=100 * self._alike)
+            return (int(best[2]), best[1] / 100) if best is not None else None
         found = None
         for place in self._index.query(_signature(text)):
             similarity = fuzz.ratio(text, self._texts[place], score_cutoff=100 * self._alike) / 100
@@ -61,15 +72,18 @@ class ForgetIndex:
         return found
 
 
-def near_duplicates(forget: Sequence[str], candidates: Iterable[str], alike: float = ALIKE) -> Iterator[Pair]:
+def near_duplicates(
+    forget: Sequence[str], candidates: Iterable[str], alike: float = ALIKE, exact: int = EXACT
+) -> Iterator[Pair]:
     """The candidates that are near-duplicates of a forget row, each with the nearest one.
 
     Args:
         forget: texts in one language.
         candidates: texts in the same; read once, in order.
         alike: similarity from which a pair counts.
+        exact: forget rows up to which every pair is compared.
     """
-    index = ForgetIndex(forget, alike)
+    index = ForgetIndex(forget, alike, exact)
     for place, text in enumerate(candidates):
         found = index.nearest(text)
         if found is not None:

@@ -12,7 +12,7 @@ from .cut import cut_splits
 from .drawn import draw_rows, texts_of
 from .flores import read_flores
 from .languages import choose_languages
-from .near_duplicates import near_duplicates
+from .near_duplicates import ALIKE, near_duplicates
 from .table import Columns, read_table
 from .tofu import read_tofu
 from .write import check_free, write_folder
@@ -58,21 +58,27 @@ def prepare_data(request: Request, command: str = "") -> dict[str, Any]:
     chosen = choose_languages(collection.languages, request.languages)
     splits = cut_splits(collection, chosen, request.forget_size, request.retain_factor, request.seed)
     about: dict[str, Any] = {}
+    drawn_notes: list[str] = []
     for split, source, size in (
         ("retain", request.retain_from, round(len(splits["forget"]) * request.retain_factor)),
         ("valid", request.valid_from, max(100, len(splits["forget"]))),
     ):
         if source is not None:
             flag = f"--{split}_from"
-            rows, about[flag.removeprefix("--")] = draw_rows(
-                flag, source, request.columns, splits["forget"], chosen, size, request.seed
-            )
-            splits[split] = _apart(rows, splits, split)
-    if request.translate_to:
+            taken = [row for name, members in splits.items() if name not in ("forget", split) for row in members]
+            rows, found = draw_rows(flag, source, request.columns, splits["forget"], taken, chosen, size, request.seed)
+            about[flag.removeprefix("--")], splits[split] = found, rows
+            short = {key: count for key, count in found["rows"].items() if count < size}
+            if short or found["languages_lacking"]:
+                there = [f"{key} {count}" for key, count in short.items()]
+                there += [f"{key} 0" for key in found["languages_lacking"]]
+                drawn_notes.append(f"{flag} has fewer than {size} rows in some languages: {', '.join(there)}")
+    if request.translate_to and request.translator:
         from .translation import translate_splits  # with the libraries that a translator needs
 
         about["translation"] = translate_splits(splits, request.translate_to, request.translator, request.output_dir)
-    notes = [*collection.notes, *(said for split, said in WHAT_IS_MISSING.items() if not splits.get(split))]
+    missing = [said for split, said in WHAT_IS_MISSING.items() if not splits.get(split)]
+    notes = [*collection.notes, *drawn_notes, *missing]
     content = write_folder(
         request.output_dir,
         splits,
@@ -122,12 +128,6 @@ def _read(request: Request) -> Collection:
     raise ConfigError(f"prepare {request.kind}: there is no such collection")
 
 
-def _apart(rows: list[Row], splits: dict[str, list[Row]], split: str) -> list[Row]:
-    """Rows that no other split has word for word: one source may serve retain and valid."""
-    others = {repr(row.content) for name, members in splits.items() if name != split for row in members}
-    return [row for row in rows if repr(row.content) not in others]
-
-
 def _near_duplicates(splits: dict[str, list[Row]], languages: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of other splits that are nearly a forget row, by file and line of what was read."""
     found = []
@@ -137,7 +137,9 @@ def _near_duplicates(splits: dict[str, list[Row]], languages: Sequence[str]) -> 
             others = [(text, row) for row in splits.get(split, ()) for text in texts_of(row, key)]
             if not forget or not others:
                 continue
-            for pair in near_duplicates([text for text, _ in forget], [text for text, _ in others]):
+            # Facts of one template are alike; only those that differ in next to nothing are worth a word.
+            alike = 0.95 if "prompt" in forget[0][1].content else ALIKE
+            for pair in near_duplicates([text for text, _ in forget], [text for text, _ in others], alike):
                 found.append(
                     {
                         "forget": forget[pair.forget][1].source,
