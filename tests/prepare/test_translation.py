@@ -100,6 +100,19 @@ def test_questions_and_answers_are_translated_each(tmp_path, translator):
     assert all(set(row["question"]) == set(row["answer"]) == {"en", "es"} for row in rows)
 
 
+def test_what_is_drawn_has_its_own_texts_in_a_language(tmp_path, translator):
+    (tmp_path / "t.csv").write_text("text\n" + "\n".join(WORDS[:4]), encoding="utf-8")
+    rows = [f"{code},{code} says {n * 7919 % 9973} of {n} things" for n in range(30) for code in ("en", "sw")]
+    (tmp_path / "other.csv").write_text("language,words\n" + "\n".join(rows), encoding="utf-8")
+    words = "--translate_to sw --text_column text --languages en --retain_from".split()
+    about, forget = prepare(tmp_path / "out", tmp_path / "t.csv", translator, *words, tmp_path / "other.csv")
+    assert all(set(row) == {"en", "sw"} for row in forget)
+    assert set(about["translation"]["machine_translations"]) == {"forget"}
+    retain = [json.loads(line) for line in (tmp_path / "out" / "retain.jsonl").read_text().splitlines()]
+    assert about["retain_from"]["rows"] == {"en": 12, "sw": 12}
+    assert all(row.get(code, code).startswith(code) for row in retain for code in ("en", "sw"))
+
+
 def test_what_cannot_be_translated_is_refused(tmp_path, translator):
     (tmp_path / "t.csv").write_text("en\n" + "\n".join(WORDS[:3]), encoding="utf-8")
     with pytest.raises(ConfigError, match="the translator does not know haw"):

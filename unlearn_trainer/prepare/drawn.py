@@ -115,7 +115,7 @@ def _read(source: str, columns: Columns) -> Collection:
         return read_flores(source)
     if path.is_dir() and list(path.glob("*.jsonl")):
         files = sorted(file for file in path.glob("*.jsonl") if not file.name.startswith("forget"))
-        parts = [read_table(str(file), columns) for file in files]
+        parts = [read_table(str(file), columns, lenient=True) for file in files]
         languages = list(dict.fromkeys(code for part in parts for code in part.languages))
         return Collection(
             languages, [row for part in parts for row in part.pool], sources=[file_source(f) for f in files]
@@ -126,4 +126,4 @@ def _read(source: str, columns: Columns) -> Collection:
             languages = list(dict.fromkeys(code for item in items for code in item.content))
             rows = [Row({code: text.text for code, text in item.content.items()}, item.source) for item in items]  # type: ignore[union-attr]
             return Collection(languages, rows, sources=[file_source(path)])
-    return read_table(source, columns)
+    return read_table(source, columns, lenient=True)

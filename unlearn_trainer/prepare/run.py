@@ -66,7 +66,8 @@ def prepare_data(request: Request, command: str = "") -> dict[str, Any]:
         if source is not None:
             flag = f"--{split}_from"
             taken = [row for name, members in splits.items() if name not in ("forget", split) for row in members]
-            rows, found = draw_rows(flag, source, request.columns, splits["forget"], taken, chosen, size, request.seed)
+            keys = {**chosen, **{key: key for key in request.translate_to}}
+            rows, found = draw_rows(flag, source, request.columns, splits["forget"], taken, keys, size, request.seed)
             about[flag.removeprefix("--")], splits[split] = found, rows
             short = {key: count for key, count in found["rows"].items() if count < size}
             if short or found["languages_lacking"]:
@@ -76,7 +77,13 @@ def prepare_data(request: Request, command: str = "") -> dict[str, Any]:
     if request.translate_to and request.translator:
         from .translation import translate_splits  # with the libraries that a translator needs
 
-        about["translation"] = translate_splits(splits, request.translate_to, request.translator, request.output_dir)
+        # What was drawn has its own texts in a language; only where the source has none are there translations.
+        drawn = {flag.removesuffix("_from"): found["languages_lacking"] for flag, found in about.items()}
+        into = {
+            split: [key for key in request.translate_to if key in drawn.get(split, request.translate_to)]
+            for split in splits
+        }
+        about["translation"] = translate_splits(splits, into, request.translator, request.output_dir)
     missing = [said for split, said in WHAT_IS_MISSING.items() if not splits.get(split)]
     notes = [*collection.notes, *drawn_notes, *missing]
     content = write_folder(
@@ -101,7 +108,7 @@ def describe(content: dict[str, Any], folder: Path) -> str:
     """What was written, for the terminal."""
     files = [f"{name} ({about['items']} items)" for name, about in content["files"].items()]
     lines = [f"{folder}: {', '.join(files)}"]
-    languages = content["languages"]
+    languages = content["files"]["forget.jsonl"]["rows"]
     lines.append(f"languages: {' '.join(languages)}")
     if near := content["near_duplicates"]:
         first = near[0]

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .languages import is_language
 
 # As FLORES's dev; without a test split of its own, the second half of valid is that.
 TABLE_CUT = {TRAIN: 640, "valid": 179, "test": 178}
+NAMES_OF_LANGUAGE = ("language", "lang", "language_code")
 DELIMITERS = "\t;,|"
 WHERE = "give a CSV, TSV, JSONL or Parquet file, or a folder that save_to_disk wrote"
 Records = list[tuple[dict[str, Any], str]]
@@ -39,12 +40,14 @@ class Columns:
     only: str | None = None
 
 
-def read_table(source: str, columns: Columns) -> Collection:
+def read_table(source: str, columns: Columns, lenient: bool = False) -> Collection:
     """The rows of a file, or of a dataset, as the pool.
 
     Args:
         source: a file, a folder of ``save_to_disk``, or the name of a dataset.
-        columns: what is known of the columns; without any, columns whose heads are languages hold the texts.
+        columns: what is known of the columns; without any, columns whose heads are languages hold the texts. A column
+            called language or lang names the language where nothing else is said to.
+        lenient: whether columns that are not there are forgotten, as those of another table may be.
 
     Raises:
         ConfigError: it cannot be read, a column is missing, or there is no text in it; names file, line and column.
@@ -59,6 +62,10 @@ def read_table(source: str, columns: Columns) -> Collection:
         records, sources = _read_dataset(source)
     if not records:
         raise ConfigError(f"{source}: there are no rows; {WHERE}")
+    if lenient:
+        heads = {name for record, _ in records for name in record}
+        kept = {name: value for name, value in vars(columns).items() if value in heads or name == "only"}
+        columns = Columns(**kept)
     rows, languages = _rows(records, columns, source)
     if not rows:
         raise ConfigError(f"{source}: none of its {len(records)} rows holds a text; look at the columns")
@@ -193,6 +200,9 @@ def _rows(records: Records, columns: Columns, source: str) -> tuple[list[Row], l
                 f"{source}: there is no column {show_name(name)} (--{flag}_column){did_you_mean(name, heads)}; there "
                 f"are {', '.join(map(show_name, heads))}"
             )
+    named = next((head for head in heads if head.casefold() in NAMES_OF_LANGUAGE), None)
+    if columns.language is None and named is not None:  # one that says so counts for more than a guess
+        columns = replace(columns, language=named)
     words = {field: name for field, name in (("question", columns.question), ("answer", columns.answer)) if name}
     if len(words) == 1:
         raise ConfigError("--question_column and --answer_column go together; give both")
@@ -222,7 +232,7 @@ def _long(records: Records, columns: Columns, words: Mapping[str, str], source: 
     places: dict[Any, str] = {}
     languages: dict[str, None] = {}
     for number, (record, where) in enumerate(records):
-        code = columns.only or _text(record.get(columns.language or ""))
+        code = _text(record.get(columns.language)) if columns.language else columns.only
         found = {field: _text(record.get(name)) for field, name in words.items()}
         if not any(found.values()):
             continue

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ TRANSLATED = ("question", "answer", "paraphrased_question", "paraphrased_answer"
 
 
 def translate_splits(
-    splits: dict[str, list[Row]], languages: Sequence[str], translator: str, output_dir: Path
+    splits: dict[str, list[Row]], languages: Mapping[str, Sequence[str]], translator: str, output_dir: Path
 ) -> dict[str, Any]:
     """Add what is missing in ``languages`` to the rows of all splits; texts, and questions with their answers.
 
@@ -28,7 +28,7 @@ def translate_splits(
 
     Args:
         splits: changed in place.
-        languages: to translate into, in any spelling; they become keys as they are written.
+        languages: to translate the rows of each split into, in any spelling; they become keys as they are written.
         translator: name or folder of the model.
         output_dir: of the prepared rows.
 
@@ -47,7 +47,7 @@ def translate_splits(
                     f"{row.source}: --translate_to translates texts, and questions with answers; a prompt with a mask "
                     "or a conversation would not fit together afterwards"
                 )
-            wanted += [(split, number, key) for key in languages if key not in row.languages]
+            wanted += [(split, number, key) for key in languages.get(split, ()) if key not in row.languages]
     kept = output_dir.with_name(f"{output_dir.name}.translations.jsonl")
     known = _read_kept(kept)
     model = _Translator(translator)
