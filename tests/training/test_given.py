@@ -72,3 +72,30 @@ def test_contradictions_are_refused(folder):
         UnlearnTrainer(AutoModelForCausalLM.from_pretrained(model), settings(folder), forget, forget)
     with pytest.raises(ConfigError, match="nowhere"):
         UnlearnTrainer(str(folder / "nowhere"), settings(folder), data=load_splits(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda rows, folder: str(folder), "data is a str; .*load_splits"),
+        (lambda rows, folder: rows.datasets, r"data\['forget'\] holds Dataset in place of items"),
+        (lambda rows, folder: {"forget": [{"en": "a text"}]}, r"data\['forget'\] holds dict in place of items"),
+        (lambda rows, folder: {}, "data has no forget split, only: nothing"),
+        (
+            lambda rows, folder: {"retain": load_splits(str(folder))["retain"]},
+            "data has no forget split, only: retain",
+        ),
+    ],
+)
+def test_data_of_another_kind_is_refused_with_the_remedy(folder, make, said):
+    rows, _ = by_hand(folder)
+    with pytest.raises(ConfigError, match=said):
+        UnlearnTrainer(str(folder / "model"), settings(folder), data=make(rows, folder))
+
+
+def test_no_model_and_no_length_are_refused(folder):
+    data = load_splits(str(folder))
+    with pytest.raises(ConfigError, match="model is None"):
+        UnlearnTrainer(None, settings(folder), data=data)
+    with pytest.raises(ConfigError, match="--max_seq_length 0 leaves no room"):
+        UnlearnTrainer(str(folder / "model"), settings(folder), data=data, max_seq_length=0)

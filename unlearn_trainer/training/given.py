@@ -12,7 +12,7 @@ from ..config.unlearn_config import UnlearnConfig
 from ..data import Item, TokenizedData, add_alternatives, add_counterparts, tokenize_splits
 from ..data.chat import find_template, with_template
 from ..errors import ConfigError
-from ..model.loading import load_model, load_tokenizer
+from ..model.loading import check_given, load_model, load_tokenizer
 
 MEASURED = ("forget", "retain", "valid")
 
@@ -59,6 +59,9 @@ def load_given(
         ConfigError: the model or tokenizer cannot be loaded, or settings for tokenizing come with tokenized data.
         DataError: rows that cannot be used.
     """
+    _check_data(data)
+    if not isinstance(model, str | Path):
+        check_given(model)
     named = ModelArguments(model_name_or_path=str(model)) if isinstance(model, str | Path) else None
     if tokenizer is None:
         name = named.model_name_or_path if named else getattr(model.config, "name_or_path", "")  # type: ignore[union-attr]
@@ -74,11 +77,28 @@ def load_given(
         return Given(loaded, tokenizer, data)  # type: ignore[arg-type]  # a name was loaded above
     assert tokenizer is not None
     chat = find_template(tokenizer)
-    splits = {split: with_template(items, chat) for split, items in data.items()}
-    length = max_seq_length or 256
+    splits = {split: with_template(items, chat) for split, items in data.items() if items is not None}
+    length = 256 if max_seq_length is None else max_seq_length
     rows = tokenize_splits(splits, tokenizer, languages, heldout_languages, length)
     if args.needs_companion("alternative"):
         rows = add_alternatives(rows, splits["forget"], tokenizer, length, args.seed)
     if args.needs_companion("counterpart"):
         rows = add_counterparts(rows, args.seed)
     return Given(loaded, tokenizer, rows)  # type: ignore[arg-type]  # a name was loaded above
+
+
+def _check_data(data: object) -> None:
+    """Refuse what is neither tokenized splits nor splits of items."""
+    remedy = "pass what load_splits or tokenize_splits returns"
+    if isinstance(data, TokenizedData):
+        return
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"data is a {type(data).__name__}; {remedy}: data=load_splits(folder)")
+    for split, items in data.items():
+        if items is None:
+            continue
+        if not isinstance(items, Sequence) or not all(isinstance(item, Item) for item in items):
+            kind = type(items[0]).__name__ if isinstance(items, Sequence) and items else type(items).__name__
+            raise ConfigError(f"data[{split!r}] holds {kind} in place of items; {remedy}")
+    if not data.get("forget"):
+        raise ConfigError(f"data has no forget split, only: {', '.join(map(str, data)) or 'nothing'}; {remedy}")
