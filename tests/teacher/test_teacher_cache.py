@@ -1,10 +1,13 @@
 """Files of a cached teacher: found by all that decides them, and made anew where a byte of them has changed."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers.tiny import LANGUAGES, tiny_config, tiny_model, tiny_rows, tiny_trainer
+from transformers import TrainerCallback
 
 from unlearn_trainer.trainer import UnlearnTrainer
 
@@ -185,3 +188,21 @@ def test_another_release_of_what_computes_it_makes_the_cache_anew(package, tmp_p
     monkeypatch.setattr(f"{package}.__version__", "0.1")
     cached(tmp_path)
     assert len(list((tmp_path / "teacher").iterdir())) == 4
+
+
+def test_a_folder_that_another_machine_has_removed_is_no_error(tmp_path, monkeypatch):
+    """Machines that share the output folder clear it at the same time: one sees the folder, and then it is gone."""
+    is_dir = Path.is_dir
+
+    class FasterMachine(TrainerCallback):
+        def on_train_end(self, args, state, control, **kwargs):
+            assert (tmp_path / "teacher").is_dir()
+            shutil.rmtree(tmp_path / "teacher")
+            monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "teacher" or is_dir(path))
+
+    trainer = tiny_trainer(tmp_path, **SETTINGS)
+    events = trainer.callback_handler.callbacks
+    trainer.add_callback(FasterMachine())
+    events.insert(0, events.pop())  # ahead of ours
+    trainer.train()
+    assert trainer.state.global_step == SETTINGS["max_steps"]

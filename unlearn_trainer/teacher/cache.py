@@ -170,9 +170,10 @@ class TeacherCache:
         if PartialState().is_local_main_process and self.names and self.folder.is_dir():
             host = re.escape(socket.gethostname())
             mine = re.compile(rf"\.?[0-9a-f]{{24}}-{host}(-[0-9]+)?\.(json|bin)(\.unfinished)?")
-            for path in self.folder.iterdir():
-                if mine.fullmatch(path.name):
-                    path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another machine that shares the folder was faster
+                for path in [*self.folder.iterdir()]:
+                    if mine.fullmatch(path.name):
+                        path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else is in it, and stays
                 self.folder.rmdir()
 
