@@ -118,6 +118,7 @@ def test_what_a_killed_run_left_is_read_by_no_run_with_another_teacher_or_other_
     cached(tmp_path)
     trainer = make(tmp_path, "cached")
     trainer.cache_teacher(steps=8)
+    assert len(list((tmp_path / "teacher").iterdir())) == 4  # beside those of the killed run, which stay whole
     resident = make(tmp_path / "resident", "resident")
     for one, other in zip(trainer.train_dataset.lengths(), resident.train_dataset.lengths(), strict=True):
         assert one == other
