@@ -253,6 +253,25 @@ def test_no_split_of_a_step_changes_its_loss_or_gradient(side, name, cuts, tmp_p
     assert (of_parts - gradient).norm() <= 1e-10 * gradient.norm()
 
 
+@pytest.mark.parametrize("row", [0, 4, 11])
+def test_a_row_whose_alternative_answer_has_no_label_has_no_preference(row, tmp_path):
+    """As where truncation has left nothing of it: the row adds nothing, and the others what they did."""
+    trainer, _ = make_trainer(tmp_path, "forget", "dpo")
+    batch = batch_of(trainer, "forget")
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    without = {key: values[batch["row"] != row] for key, values in batch.items()}
+    batch["labels"][batch["is_alternative"] & (batch["row"] == row)] = -100
+    found, gradients = [], []
+    for each in (batch, without):
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, each, num_items_in_batch=counts)
+        loss.backward()
+        found.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert found[0] == pytest.approx(found[1], rel=1e-10)
+    assert (gradients[0] - gradients[1]).norm() < 1e-9 * gradients[1].norm()
+
+
 @pytest.mark.parametrize("side, name", OBJECTIVES)
 def test_a_step_in_bfloat16_agrees_to_its_rounding(side, name, tmp_path):
     exact, _ = make_trainer(tmp_path, side, name)

@@ -180,6 +180,15 @@ def test_files_of_the_same_size_are_read_by_the_run_alone_that_would_write_the_s
     assert loss(cached(tmp_path / "left")) == loss(cached(tmp_path / "third"))
 
 
+@pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
+def test_states_of_another_layer_are_not_taken_for_those_asked_for(layers, tmp_path):
+    """They are as many numbers, of the same rows and the same teacher."""
+    before, now = ({"method": "rmu", "rmu_layer": layer} for layer in layers)
+    cached(tmp_path / "left", **before)
+    here, anew = cached(tmp_path / "left", **now), cached(tmp_path / "empty", **now)
+    assert loss(here) == loss(anew) != loss(cached(tmp_path / "third", **before))
+
+
 @pytest.mark.parametrize("package", ["torch", "transformers"])
 def test_another_release_of_what_computes_it_makes_the_cache_anew(package, tmp_path, monkeypatch):
     cached(tmp_path)
