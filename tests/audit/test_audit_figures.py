@@ -216,9 +216,9 @@ def nothing_to_forget(figures):
     return verdict.nothing_to_forget(read_figures(figures))
 
 
-def surely_beyond(width):
+def surely_beyond(width, high=-0.15):
     """Row by row it differs from the never-seen figure, which intervals over unlike rows do not show."""
-    return figure(11.0, 9.0, 0.1, width) | {"position": {"value": -0.2, "low": -0.25, "high": -0.15}}
+    return figure(11.0, 9.0, 0.1, width) | {"position": {"value": -0.2, "low": -0.25, "high": high}}
 
 
 NO_NUMBER = {"value": None, "low": None, "high": None}
@@ -255,10 +255,8 @@ UNSEEN_LOSS = figure(9.1, never_seen=9.0, before=0.1, width=0.4)
         # Over-unlearned by both: far beyond the never-seen model, and surely.
         ({"memorization_accuracy": figure(0.03), "loss": figure(9.6, 9.0, 0.1, 0.1)}, "forgotten"),
         ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(1.5)}, "forgotten"),
-        (
-            {"memorization_accuracy": figure(0.03), "loss": surely_beyond(0.4)},
-            "over-unlearned",
-        ),
+        ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(0.4)}, "over-unlearned"),
+        ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(0.4, high=-0.05)}, "forgotten"),
     ],
 )
 def test_the_rule(figures, expected):

@@ -50,6 +50,27 @@ def test_what_an_attack_brings_back_is_a_share_of_all_there_was_to_know(subjects
     assert again == {code: dataclasses.replace(figure, before=None) for code, figure in found.items()}
 
 
+@pytest.mark.parametrize(
+    ("metric", "before", "never_seen", "place"),
+    [
+        ("loss", 0.1, 9.1, 0.5),  # falls with knowledge
+        ("loss", 9.1, 0.1, 0.5),
+        ("memorization_accuracy", 0.9, 0.1, 0.5),
+        ("memorization_accuracy", 0.1, 0.9, None),  # the model before did not know it
+        ("memorization_accuracy", 0.11, 0.1, None),  # nor did it here
+        ("loss", 9.11, 9.1, None),
+    ],
+)
+def test_a_model_before_that_knew_nothing_marks_no_end(metric, before, never_seen, place, subjects, tmp_path):
+    middle = (before + never_seen) / 2
+    values = [before] * 3, [never_seen] * 3, [middle] * 3
+    plain = (before, never_seen, middle)
+    for figure in compared(subjects, tmp_path, Name(metric), values, plain).values():
+        assert figure.excess.value == pytest.approx(middle - never_seen)
+        assert figure.known.value == pytest.approx(before - never_seen)
+        assert (figure.position and figure.position.value) == (place and pytest.approx(place))
+
+
 def test_rows_of_earlier_requests_have_no_place(subjects, tmp_path):
     """The model before this request had forgotten them already: it marks no end of the way."""
     name = Name(PLAIN.metric, Variant("forgotten_1"))
