@@ -216,6 +216,12 @@ def nothing_to_forget(figures):
     return verdict.nothing_to_forget(read_figures(figures))
 
 
+def surely_beyond(width, high=-0.15):
+    """Row by row it differs from the never-seen figure, which intervals over unlike rows do not show."""
+    return figure(11.0, 9.0, 0.1, width) | {"position": {"value": -0.2, "low": -0.25, "high": high}}
+
+
+NO_NUMBER = {"value": None, "low": None, "high": None}
 UNSEEN_LOSS = figure(9.1, never_seen=9.0, before=0.1, width=0.4)
 
 
@@ -235,6 +241,22 @@ UNSEEN_LOSS = figure(9.1, never_seen=9.0, before=0.1, width=0.4)
         ({"memorization_accuracy": unplaced(0.05, before=0.03)}, "undecided"),
         ({"memorization_accuracy": unplaced(0.4, before=0.03)}, "leaks"),
         ({"memorization_accuracy": {"value": 0.0, "low": 0.0, "high": 0.0, "n": 9}}, "undecided"),
+        # By whole intervals: a value beyond a bound alone says nothing.
+        ({"memorization_accuracy": figure(0.15, width=0.08)}, "forgotten"),
+        ({"memorization_accuracy": figure(0.03) | {"n": 10}}, "forgotten"),
+        (
+            {"memorization_accuracy": figure(0.03) | {"position": {"value": None, "low": None, "high": None}}},
+            "undecided",
+        ),
+        (
+            {"memorization_accuracy": figure(0.03) | {"position": {"value": 0.0, "low": 0.0, "high": None}}},
+            "undecided",
+        ),
+        # Over-unlearned by both: far beyond the never-seen model, and surely.
+        ({"memorization_accuracy": figure(0.03), "loss": figure(9.6, 9.0, 0.1, 0.1)}, "forgotten"),
+        ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(1.5)}, "forgotten"),
+        ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(0.4)}, "over-unlearned"),
+        ({"memorization_accuracy": figure(0.03), "loss": surely_beyond(0.4, high=-0.05)}, "forgotten"),
     ],
 )
 def test_the_rule(figures, expected):

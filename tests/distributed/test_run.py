@@ -212,6 +212,26 @@ def test_a_configuration_that_only_the_first_process_cannot_use_is_refused_by_al
     assert printed.count("error: injected") == 1 and "Traceback" not in printed.split("error: injected")[0]
 
 
+def test_each_process_refuses_by_itself_what_the_first_one_found(material, tmp_path):
+    """Without a launcher, which ends the others as soon as one fails, and so hides whether they would have."""
+    words = [*material, "--do_train", "--max_steps", 6, "--save_strategy", "no", "--output_dir", tmp_path]
+    port, job = free_port(), {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    job |= {"FAULT": "unsavable", "FAULT_RANK": "0"}
+    processes = [
+        start(
+            [sys.executable, HERE / "launched.py", *words], port, RANK=rank, LOCAL_RANK=rank, MASTER_PORT=port, **job
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        printed = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, found in zip(processes, printed, strict=True):
+        assert process.returncode == 2 and "error: injected" in found and "Traceback" not in found, found[-3000:]
+
+
 def test_bad_input_is_reported_once_and_by_whoever_found_it(material, tmp_path):
     words = [*material, "--do_train", "--max_steps", 6, "--save_strategy", "no", "--output_dir", tmp_path]
     code, _, printed = end_of_job([*TORCHRUN, SCRIPT, *words, "--learning_rte", "1"])

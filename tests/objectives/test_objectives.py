@@ -253,6 +253,26 @@ def test_no_split_of_a_step_changes_its_loss_or_gradient(side, name, cuts, tmp_p
     assert (of_parts - gradient).norm() <= 1e-10 * gradient.norm()
 
 
+@pytest.mark.parametrize("row", [0, 4, 11])
+def test_a_row_whose_alternative_answer_has_no_label_has_no_preference(row, tmp_path):
+    """As where truncation has left nothing of it: the row adds nothing, and the others what they did."""
+    trainer, _ = make_trainer(tmp_path, "forget", "dpo")
+    batch = batch_of(trainer, "forget")
+    whole = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    without = {key: values[batch["row"] != row] for key, values in batch.items()}
+    batch["labels"][batch["is_alternative"] & (batch["row"] == row)] = -100
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    found, gradients = [], []
+    for each, divided_by in ((batch, counts), (without, whole)):
+        trainer.model.zero_grad()
+        loss = trainer.compute_loss(trainer.model, each, num_items_in_batch=divided_by)
+        loss.backward()
+        found.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]))
+    assert found[0] == pytest.approx(found[1], rel=1e-10)
+    assert (gradients[0] - gradients[1]).norm() < 1e-9 * gradients[1].norm()
+
+
 @pytest.mark.parametrize("side, name", OBJECTIVES)
 def test_a_step_in_bfloat16_agrees_to_its_rounding(side, name, tmp_path):
     exact, _ = make_trainer(tmp_path, side, name)
@@ -562,6 +582,13 @@ def test_dropout_is_off_so_that_training_figures_are_those_of_the_model(kind, tm
 def test_an_objective_that_contradicts_itself_is_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         Objective("mine", lambda tokens: tokens.nll, **wrong)
+
+
+def test_the_vector_of_rmu_has_length_one_and_a_seed(tmp_path):
+    """Its length in the loss is rmu_steering alone."""
+    controls = [tiny_trainer(tmp_path, method="rmu", seed=seed).step_loss.control for seed in (0, 1, 0)]
+    assert all(control.norm().item() == pytest.approx(1, abs=1e-12) for control in controls)
+    assert torch.equal(controls[0], controls[2]) and (controls[0] - controls[1]).norm() > 0.1
 
 
 def test_the_default_layer_of_rmu_is_the_published_one(tmp_path):

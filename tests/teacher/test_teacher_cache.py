@@ -121,6 +121,7 @@ def test_what_a_killed_run_left_is_read_by_no_run_with_another_teacher_or_other_
     cached(tmp_path)
     trainer = make(tmp_path, "cached")
     trainer.cache_teacher(steps=8)
+    assert len(list((tmp_path / "teacher").iterdir())) == 4  # beside those of the killed run, which stay whole
     resident = make(tmp_path / "resident", "resident")
     for one, other in zip(trainer.train_dataset.lengths(), resident.train_dataset.lengths(), strict=True):
         assert one == other
@@ -180,6 +181,15 @@ def test_files_of_the_same_size_are_read_by_the_run_alone_that_would_write_the_s
     names = [sorted(path.name for path in (tmp_path / place / "teacher").iterdir()) for place in ("left", "empty")]
     assert len(names[0]) == 4 and set(names[1]) < set(names[0])  # beside those of the killed run, which stay whole
     assert loss(cached(tmp_path / "left")) == loss(cached(tmp_path / "third"))
+
+
+@pytest.mark.parametrize("layers", [(1, 2), (2, 1)])
+def test_states_of_another_layer_are_not_taken_for_those_asked_for(layers, tmp_path):
+    """They are as many numbers, of the same rows and the same teacher."""
+    before, now = ({"method": "rmu", "rmu_layer": layer} for layer in layers)
+    cached(tmp_path / "left", **before)
+    here, anew = cached(tmp_path / "left", **now), cached(tmp_path / "empty", **now)
+    assert loss(here) == loss(anew) != loss(cached(tmp_path / "third", **before))
 
 
 @pytest.mark.parametrize("package", ["torch", "transformers"])

@@ -1,7 +1,9 @@
 """Training through the public interface: equal gradients however a step is split, exact resume, teacher, NaN."""
 
+import contextlib
 import gc
 import json
+import shutil
 import weakref
 
 import pytest
@@ -395,6 +397,45 @@ def test_a_cached_teacher_gives_the_run_of_a_resident_one(schedule, alignment, t
     assert runs["cached"].language_weights.distill == pytest.approx(runs["resident"].language_weights.distill)
     # When the run is over nothing of it is left.
     assert not (tmp_path / "cached" / "teacher").exists()
+
+
+@pytest.mark.parametrize("settings", [{}, {"schedule": "alternate"}, {"gradient_accumulation_steps": 2}])
+def test_every_step_lies_in_the_epoch_that_holds_it(settings, tmp_path):
+    """Also the last of an epoch, from which a run may be resumed."""
+    trainer = tiny_trainer(tmp_path, method="grad_diff", per_device_train_batch_size=2, **settings)
+    steps = trainer.train_sampler.steps_per_epoch
+    assert steps > 1
+    for step in range(3 * steps):
+        trainer.start_epoch(step)
+        assert trainer.train_sampler.epoch == step // steps
+
+
+def test_the_order_of_the_rows_is_that_of_the_data_seed_where_there_is_one(tmp_path):
+    def order(**seeds):
+        return list(tiny_trainer(tmp_path, method="grad_diff", per_device_train_batch_size=2, **seeds).train_sampler)
+
+    assert order(seed=1, data_seed=7) == order(seed=2, data_seed=7) == order(seed=7)
+    assert order(seed=7, data_seed=0) == order(seed=0) != order(seed=7)
+
+
+def test_the_cache_is_not_chosen_where_it_would_take_much_of_the_disk_or_saves_nothing(tmp_path, monkeypatch):
+    # An epoch has every item in one language: no row comes back before all languages have had their turn.
+    once = len(LANGUAGES) * long_run(tmp_path / "once").train_sampler.steps_per_epoch
+    for steps, is_cached in ((once, False), (once + 1, True)):
+        trainer = long_run(tmp_path / str(steps))
+        trainer.cache_teacher(steps=steps)
+        assert isinstance(trainer.teacher, CachedTeacher) == is_cached
+    (states,) = (tmp_path / str(once + 1) / "teacher").glob("*.bin")
+    size = states.stat().st_size
+    # As much again has to stay free for what the run will write.
+    for free, is_cached in ((2 * size, False), (2 * size + 1, True)):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: shutil._ntuple_diskusage(2**40, 0, free))
+        trainer = long_run(tmp_path / str(free))
+        trainer.cache_teacher(steps=once + 1)
+        assert isinstance(trainer.teacher, CachedTeacher) == is_cached
+        asked = long_run(tmp_path / f"asked-{free}", teacher="cached")
+        with contextlib.nullcontext() if is_cached else pytest.raises(ConfigError, match="--teacher cached needs"):
+            asked.cache_teacher(steps=once + 1)
 
 
 def test_the_end_of_a_run_deletes_its_own_cache_only(tmp_path):

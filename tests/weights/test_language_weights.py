@@ -506,6 +506,15 @@ def test_the_guard_measures_the_first_eight_retain_rows_of_every_language(tmp_pa
     assert trainer.language_weights.watched_at_start == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_evaluation_that_is_as_good_as_the_best_is_no_gain(tmp_path):
+    weights = tiny_trainer(tmp_path, method="grad_diff").language_weights
+    waited = []
+    for step, score in enumerate([0.5, 0.5, 0.4, None, 0.6, 0.6]):
+        weights.after_evaluation({}, score, step)
+        waited.append(weights.evaluations_without_gain)
+    assert waited == [0, 1, 2, 3, 0, 1]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("broken", [["sw"], LANGUAGES], ids=["one language", "all"])
 @pytest.mark.parametrize("how", ["watched", "evaluated"])
