@@ -59,11 +59,11 @@ def test_with_yes_they_are_gone_and_the_record_says_what_when_and_by_what_hash(f
 def test_a_second_disposal_keeps_the_record_of_the_first(folder):
     main([str(folder / "out"), "--yes"])
     (folder / "out" / "checkpoint-9").mkdir()
-    (folder / "out" / "checkpoint-9" / "state").write_bytes(b"known")
+    (folder / "out" / "checkpoint-9" / "trainer_state.json").write_bytes(b"known")
     main([str(folder / "out"), "--yes"])
     record = json.loads((folder / "out" / "deletion.json").read_text(encoding="utf-8"))
     (removed,) = record["removed"]
-    content = b"checkpoint-9/state\x005\x00" + hashlib.sha256(b"known").digest()
+    content = b"checkpoint-9/trainer_state.json\x005\x00" + hashlib.sha256(b"known").digest()
     assert removed["sha256"] == hashlib.sha256(content).hexdigest()
     assert len(record["earlier"]["removed"]) == 4
 
@@ -112,3 +112,26 @@ def test_a_folder_of_no_run_is_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="no finished run"):
         main([str(tmp_path), "--yes"])
     assert (tmp_path / "memorized").is_dir()
+
+
+def test_what_a_person_has_put_there_stays(folder):
+    out = folder / "out"
+    for name in ("runs", "teacher", "checkpoint-notes", "thesis.unfinished"):
+        (out / name).mkdir()
+        (out / name / "mine.txt").write_text("mine")
+    (out / "checkpoint-list.txt").write_text("mine")
+    main([str(out), "--yes"])
+    for name in ("runs", "teacher", "checkpoint-notes", "thesis.unfinished"):
+        assert (out / name / "mine.txt").read_text() == "mine"
+    assert (out / "checkpoint-list.txt").exists() and not (out / "memorized").exists()
+
+
+def test_the_model_that_an_adapter_works_on_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    words = "--memorize_first --memorize_epochs 1 --do_train --max_steps 1 --use_peft".split()
+    run_unlearn.run([*write_material(tmp_path), *words, "--output_dir", str(tmp_path / "out")])
+    main([str(tmp_path / "out"), "--yes"])
+    assert "does not work without it" in capsys.readouterr().out and (tmp_path / "out" / "memorized").is_dir()
+    run_unlearn.run([*write_material(tmp_path), *words, "--merge_adapter", "--output_dir", str(tmp_path / "merged")])
+    main([str(tmp_path / "merged"), "--yes"])
+    assert not (tmp_path / "merged" / "memorized").exists()

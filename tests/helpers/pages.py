@@ -58,7 +58,7 @@ def assert_needs_nothing_else(page, path):
     (style,) = re.findall("<style>(.*?)</style>", text, re.DOTALL)
     assert "url(" not in style and "@import" not in style
     # The name of SVG is an address that nobody asks for.
-    assert set(re.findall(r"\w+://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg"}
+    assert set(re.findall(r"\w+://[^\s\"'<]+", text)) == {"http://www.w3.org/2000/svg"}
     ids = [value for name, value in page.attributes if name == "id"]
     targets = [value for name, value in page.attributes if name == "href"]
     assert len(ids) == len(set(ids)) and targets

@@ -19,6 +19,9 @@ from unlearn_trainer.prepare.cut import cut_splits
 
 CODES = ("eng_Latn", "swh_Latn", "zho_Hans")
 
+RAW = Path(os.environ.get("UNLEARN_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "raw"
+needs_data = pytest.mark.skipif(not RAW.is_dir(), reason=f"no collections at {RAW} (set UNLEARN_DATA)")
+
 
 def flores(folder, dev=100, devtest=7, codes=CODES):
     for split, count in (("dev", dev), ("devtest", devtest)):
@@ -41,7 +44,7 @@ def prepared(folder, *words):
 
 
 def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").strip().split("\n")]
 
 
 # ---- cutting --------------------------------------------------------------------------------------------------------
@@ -328,6 +331,29 @@ def test_what_is_wrong_with_a_table_is_said_with_line_and_remedy(tmp_path, conte
     assert not (tmp_path / "out").exists()
 
 
+def test_marks_that_end_no_line_stay_within_a_text(tmp_path):
+    texts = [f"{sentence(n)}\u2028{sentence(-n)}\x0b\x85 {n}" for n in range(1, 9)]
+    (tmp_path / "t.csv").write_text("en;de\n" + "\n".join(f"{text};{text}" for text in texts), encoding="utf-8")
+    prepared(tmp_path / "out", "table", "--source", tmp_path / "t.csv", "--forget_size", "all")
+    assert {row["en"] for row in lines(tmp_path / "out" / "forget.jsonl")} == set(texts)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.parquet", b"PAR1 and no more", "cannot be read as Parquet"),
+        ("t.json", b'[{"en": "a"}, ', "broken JSON"),
+        ("t.json", b'[{"en": "a"}, 7]', "row 2 is no JSON object"),
+        ("t.csv", b"\xff\xfea\x00b", "begins as UTF-16 and is none"),
+        ("t.jsonl", b'{"en": "a"}\n{"en": ', r"t\.jsonl:2: broken JSON"),
+    ],
+)
+def test_a_damaged_file_is_one_line_with_the_remedy(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises((ConfigError, DataError), match=said):
+        prepared(tmp_path / "out", "table", "--source", tmp_path / name, "--forget_size", "all")
+
+
 # ---- what is written ------------------------------------------------------------------------------------------------
 
 
@@ -372,6 +398,7 @@ def test_without_a_network_it_says_which_files_to_put_where(tmp_path, monkeypatc
 # ---- the real forms -------------------------------------------------------------------------------------------------
 
 
+@needs_data
 @pytest.mark.parametrize(
     "words",
     [
@@ -384,10 +411,8 @@ def test_without_a_network_it_says_which_files_to_put_where(tmp_path, monkeypatc
     ids=" ".join,
 )
 def test_the_forms_in_which_the_collections_are_handed_out(tmp_path, words):
-    if "UNLEARN_DATA" not in os.environ:
-        pytest.skip("UNLEARN_DATA names no folder with the collections' own forms")
     place = words.index("--source") + 1
-    words = [*words[:place], Path(os.environ["UNLEARN_DATA"]) / "raw" / words[place], *words[place + 1 :]]
+    words = [*words[:place], RAW / words[place], *words[place + 1 :]]
     about = prepared(tmp_path / "out", *words)
     splits = load_splits(str(tmp_path / "out"))
     assert {split: len(items) for split, items in splits.items()} == about["sizes"]

@@ -13,8 +13,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "--max_seq_length 512 --max_steps 1 --languages en fr --heldout_languages ar --report_to none --disable_tqdm true"
 )
+RAW = Path(os.environ.get("UNLEARN_DATA", ROOT.parent / "shared" / "data")) / "raw"
+needs_data = pytest.mark.skipif(not RAW.is_dir(), reason=f"no collections at {RAW} (set UNLEARN_DATA)")
 
 
+@needs_data
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "raw", "prepare"),
@@ -24,10 +27,8 @@ SMALL = (
     ],
 )
 def test_a_script_runs_from_the_collections_own_form(tmp_path, script, raw, prepare):
-    if "UNLEARN_DATA" not in os.environ:
-        pytest.skip("UNLEARN_DATA names no folder with the collections' own forms")
     write_byte_model(tmp_path / "model")
-    shutil.copytree(Path(os.environ["UNLEARN_DATA"]) / "raw" / raw, tmp_path / raw)
+    shutil.copytree(RAW / raw, tmp_path / raw)
     settings = {"DATA_DIR": raw, "MODEL": "model", "OUTPUT_DIR": "out", "PREPARE": prepare}
     command = ["bash", str(ROOT / "scripts" / script), *SMALL.split()]
     done = subprocess.run(

@@ -13,6 +13,8 @@ PATHS += ("forget_file", "retain_file", "valid_file", "test_file", "alternative_
 
 # Models that a run has trained itself, in its output folder.
 MEMORIZED, NEVER_SEEN = "memorized", "never_seen"
+# What a stage writes into its folder when it is complete.
+OF_STAGE = "stage.json"
 
 # Flags that every run has, and no other program's file of this name.
 STAGES = ("memorize_first", "train_never_seen")

@@ -54,7 +54,8 @@ class _Flags:
             formatter_class=_EachFlagOnce,
             prog=called_as(),
             usage=f"{called_as()} [PRESET or JSON FILE] [--flag value ...]",
-            description=f"Presets: {', '.join(_presets())}. Flags override the file, the file overrides the defaults.",
+            description=f"Presets: {', '.join(_presets())}. Flags override the file, the file overrides the defaults. "
+            "Other commands, each with --help: unlearn-trainer prepare, audit, card, dispose.",
             allow_abbrev=False,
         )
 

@@ -1,6 +1,7 @@
 """Texts, or questions and answers, from tables: CSV as programs and Excel write it, TSV, JSON, Parquet, datasets."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,10 @@ def _read_file(path: Path) -> Records:
     if start.startswith(b"PAR1"):
         import pyarrow.parquet
 
-        table = pyarrow.parquet.read_table(path).to_pylist()
+        try:
+            table = pyarrow.parquet.read_table(path).to_pylist()
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ConfigError(f"{path}: cannot be read as Parquet ({error}); get the file again") from error
         return [(row, f"{path}:{number}") for number, row in enumerate(table, start=1)]
     if start.startswith((*STARTS, b"PK\x03\x04")):
         raise ConfigError(f"{path}: {foreign_format(path, path.read_bytes())}")
@@ -89,14 +93,24 @@ def _read_file(path: Path) -> Records:
     if first == "{":
         return list(_json_lines(text, path))
     if first == "[":
-        return [(dict(row), f"{path}:{number}") for number, row in enumerate(json.loads(text), start=1)]
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{path}: broken JSON ({error}); it begins as an array of objects") from error
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}: row {number} is no JSON object with columns")
+        return [(row, f"{path}:{number}") for number, row in enumerate(rows, start=1)]
     return _csv(text, path)
 
 
 def _decoded(path: Path) -> str:
     content = path.read_bytes()
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):  # Excel's "Unicode text"
-        return content.decode("utf-16")
+        try:
+            return content.decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: begins as UTF-16 and is none ({error}); save it again as UTF-8") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -115,11 +129,12 @@ def _csv(text: str, path: Path) -> Records:
         mark, text = text.split("\n", 1)
         delimiter, skipped = mark.strip()[4:5] or ",", 1
     else:
-        head = next(csv.reader([text.split("\n", 1)[0]], delimiter="\0"), [""])
-        delimiter, skipped = max(DELIMITERS, key=lambda mark: _outside_quotes(text.split("\n", 1)[0], mark)), 0
-        if not any(mark in (head[0] if head else "") for mark in DELIMITERS):
+        head = text.split("\n", 1)[0]
+        delimiter, skipped = max(DELIMITERS, key=lambda mark: _outside_quotes(head, mark)), 0
+        if not _outside_quotes(head, delimiter):
             delimiter = ","
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    # Not by splitlines(): a text may hold U+2028 and others that csv does not take for the end of a line.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in next(reader)]
         twice = sorted({name for name in names if name and names.count(name) > 1})

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..files import write_whole
 from .document import Bullets, Heading, Paragraph, Table, markdown_of
-from .languages import language_name
+from .languages import called
 from .run_report import REPORT_HTML, by_language
 from .summary import verdict
 
@@ -96,7 +96,7 @@ def _blocks(results: Mapping[str, Any], audit: Mapping[str, Any] | None) -> Bloc
     )
     yield Paragraph(
         f"This is {Path(base).name} after machine unlearning: it was trained to no longer know certain texts or "
-        f"facts, in {len(results['languages'])} languages ({', '.join(map(_named, results['languages']))}), and to "
+        f"facts, in {len(results['languages'])} languages ({', '.join(map(called, results['languages']))}), and to "
         "keep everything else. It is used as the model it was made from."
     )
     yield Heading(2, "How it was unlearned")
@@ -139,7 +139,7 @@ def _audited(audit: Mapping[str, Any] | None) -> Blocks:
         return
     by_verdict: dict[str, list[str]] = {}
     for language, about in audit["languages"].items():
-        by_verdict.setdefault(about["verdict"], []).append(_named(language))
+        by_verdict.setdefault(about["verdict"], []).append(called(language))
     rows = [(said, str(len(members)), ", ".join(members)) for said, members in by_verdict.items()]
     yield Table(("verdict", "languages", "which"), rows, (1,))
     yield Paragraph(audit.get("rule") or "")
@@ -148,7 +148,7 @@ def _audited(audit: Mapping[str, Any] | None) -> Blocks:
 def _limits(results: Mapping[str, Any], audit: Mapping[str, Any] | None) -> Iterator[str]:
     yield "Figures and attacks find what they look for. Where they found nothing, others may find something."
     held_out = results["heldout_languages"]
-    measured = f"; {', '.join(map(_named, held_out))} measured, but not trained on" if held_out else ""
+    measured = f"; {', '.join(map(called, held_out))} measured, but not trained on" if held_out else ""
     yield f"In other languages than those named nothing was measured{measured}."
     for split in ("valid", "test"):
         if split not in (results.get("after") or {}):
@@ -160,10 +160,6 @@ def _limits(results: Mapping[str, Any], audit: Mapping[str, Any] | None) -> Iter
         yield f"The audit left out {check.replace('_', ' ')}: {why}"
     yield "The model it was made from still knows the texts, and so does every copy of it."
     yield from results.get("warnings") or []
-
-
-def _named(language: str) -> str:
-    return language_name(language) or language
 
 
 def _iso(code: str) -> str | None:

@@ -5,7 +5,7 @@ rests on, language by language.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from .document import (
     markdown_of,
 )
 from .drawing import finite
-from .languages import language_name
+from .languages import called
 from .pictures import Mark, strip
-from .summary import FORGOTTEN, LOST, perplexity_growth, shares_left, verdict
+from .summary import FORGOTTEN, LOST, names, perplexity_growth, shares_left, verdict
 
 REPORT_HTML, REPORT_MD = "report.html", "report.md"
 UNMEASURED = "–"
@@ -110,7 +110,7 @@ def _next_steps(results: Mapping[str, Any], audited: bool) -> Blocks:
     kept = [language for language, share in shares_left(results).items() if share is not None and share > FORGOTTEN]
     if kept:
         said.append(
-            f"Still remembered in {_names(kept)}: train longer (--max_steps, --num_train_epochs), or let each "
+            f"Still remembered in {names(kept)}: train longer (--max_steps, --num_train_epochs), or let each "
             "language have the weight it needs (--forget_weighting target)."
         )
     if any(
@@ -133,7 +133,8 @@ def by_language(results: Mapping[str, Any]) -> Blocks:
         return
     metric = results["config"]["forget_metric"]
     shares = shares_left(results)
-    growth = {split: perplexity_growth(results, split) for split in LOST}
+    everywhere = [*results["languages"], *results["heldout_languages"]]
+    growth = {split: perplexity_growth(results, split, everywhere) for split in LOST}
     growth = {split: ratios for split, ratios in growth.items() if ratios}
     known = {phase: figures.get("forget", {}) for phase, figures in phases.items()}
     shown = [phase for phase in known if known[phase]]
@@ -145,21 +146,21 @@ def by_language(results: Mapping[str, Any]) -> Blocks:
     )
     rows: list[list[Cell]] = []
     for language in results["languages"]:
-        row: list[Cell] = [_name(language), _outcome(shares.get(language))]
+        row: list[Cell] = [called(language), _outcome(shares.get(language))]
         row += [_number(known[phase].get(language, {}).get(metric)) for phase in shown]
         row += [_times(ratios.get(language), LOST[split]) for split, ratios in growth.items()]
         rows.append(row)
     for language in results["heldout_languages"]:
-        row = [f"{_name(language)}, held out", UNMEASURED]
+        row = [f"{called(language)}, held out", UNMEASURED]
         row += [_number(known[phase].get(language, {}).get(metric)) for phase in shown]
-        row += [_times(_growth(phases, split, language), LOST[split]) for split in growth]
+        row += [_times(ratios.get(language), LOST[split]) for split, ratios in growth.items()]
         rows.append(row)
     titles = {"before": "before", "after": "now", "never_seen": "never seen"}
     head = ["language", "outcome", *(f"remembered {titles[phase]}" for phase in shown)]
     head += [f"{split} perplexity ×" for split in growth]
     yield Table(head, rows, range(2, len(head)), "outcomes")
     yield Paragraph(f"Remembered is {METRICS.get(metric, metric)}.")
-    marks = [Mark(_name(language), share) for language, share in shares.items() if share is not None]
+    marks = [Mark(called(language), share) for language, share in shares.items() if share is not None]
     if marks:
         picture = strip(marks, "What is left of the memorization, by language", 460)
         lines = [(mark.label, _number(mark.value)) for mark in marks]
@@ -176,7 +177,7 @@ def _examples(results: Mapping[str, Any]) -> Blocks:
     head = ("language", "beginning", "the row goes on", "before", "now")
     for split in dict.fromkeys(example["split"] for example in found):
         rows = [
-            (_name(example["language"]), *(example[key] for key in ("prompt", "reference", "before", "after")))
+            (called(example["language"]), *(example[key] for key in ("prompt", "reference", "before", "after")))
             for example in found
             if example["split"] == split
         ]
@@ -200,7 +201,7 @@ def _evaluation_curves(results: Mapping[str, Any]) -> Iterator[Figure]:
     ):
         start = [{"step": 0, split: before[split]}] if split in before else []
         series = {
-            _name(language): [
+            called(language): [
                 (point["step"], point.get(split, {}).get(language, {}).get(name)) for point in [*start, *points]
             ]
             for language in results["languages"]
@@ -222,7 +223,7 @@ def _weight_curves(results: Mapping[str, Any]) -> Iterator[Figure]:
     history = results.get("language_weights") or []
     for kind in ("forget", "retain", "distill"):
         series = {
-            _name(language): [(point["step"], (point.get(kind) or {}).get(language)) for point in history]
+            called(language): [(point["step"], (point.get(kind) or {}).get(language)) for point in history]
             for language in results["languages"]
         }
         values = {value for line in series.values() for _, value in line if value is not None}
@@ -253,11 +254,11 @@ def _all_figures(results: Mapping[str, Any]) -> Blocks:
         rows = []
         for language in [*results["languages"], *results["heldout_languages"]]:
             found = {phase: figures.get(split, {}).get(language) or {} for phase, figures in phases.items()}
-            names = dict.fromkeys(name for figures in found.values() for name in figures if name not in COUNTS)
+            metrics = dict.fromkeys(name for figures in found.values() for name in figures if name not in COUNTS)
             counts = next((figures for figures in found.values() if figures), {})
-            for name in names:
+            for name in metrics:
                 values = [_number(found[phase].get(name)) for phase in phases]
-                rows.append((_name(language), name.replace("_", " "), *values, str(counts.get("rows", UNMEASURED))))
+                rows.append((called(language), name.replace("_", " "), *values, str(counts.get("rows", UNMEASURED))))
         head = ("language", "figure", "before", "now", "never seen", "rows")
         yield Folded(f"{split}: text {SPLITS[split]}", [Table(head, rows, range(2, len(head)), "short")])
 
@@ -295,20 +296,7 @@ def _times(ratio: float | None, limit: float) -> Cell:
     return said if ratio <= limit else Verdict(f"✗ {said}", "leaks")
 
 
-def _growth(phases: Mapping[str, Any], split: str, language: str) -> float | None:
-    before, after = (phases[phase].get(split, {}).get(language, {}).get("perplexity") for phase in ("before", "after"))
-    return after / before if before and after is not None else None
-
-
 def _number(value: float | None) -> str:
     if value is None:
         return UNMEASURED
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-
-
-def _name(language: str) -> str:
-    return language_name(language) or language
-
-
-def _names(languages: Sequence[str]) -> str:
-    return ", ".join(map(_name, languages))

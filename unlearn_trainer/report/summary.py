@@ -1,12 +1,11 @@
-"""What a run came to, in words for a reader who knows no paper: one sentence, and what the model said before and says
-now."""
+"""What a run came to, in words for a reader who knows no paper: a sentence, and what the model said and says now."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..weights.policy import perplexity_ratio, remembered
-from .languages import language_name
+from .languages import called
 
 # Share of the memorization above the target that may be left in a language that counts as forgotten.
 FORGOTTEN = 0.1
@@ -63,19 +62,21 @@ def shares_left(results: Mapping[str, Any]) -> dict[str, float | None]:
     }
 
 
-def perplexity_growth(results: Mapping[str, Any], split: str) -> dict[str, float]:
-    """How many times its start's the perplexity of a split is, by trained language; NaN included."""
+def perplexity_growth(
+    results: Mapping[str, Any], split: str, languages: Sequence[str] | None = None
+) -> dict[str, float]:
+    """How many times its start's the perplexity of a split is, by language (default: the trained); NaN included."""
     before, after = ((results.get(phase) or {}).get(split, {}) for phase in ("before", "after"))
     return {
         language: perplexity_ratio(after[language]["loss"] - before[language]["loss"])
-        for language in results["languages"]
+        for language in (results["languages"] if languages is None else languages)
         if language in before and language in after
     }
 
 
 def names(languages: Sequence[str]) -> str:
     """Languages by name, where they have one, joined by commas."""
-    return ", ".join(language_name(language) or language for language in languages)
+    return ", ".join(map(called, languages))
 
 
 def example_lines(results: Mapping[str, Any], count: int = EXAMPLES) -> list[str]:
@@ -86,8 +87,7 @@ def example_lines(results: Mapping[str, Any], count: int = EXAMPLES) -> list[str
         return []
     lines = ["How the model went on after the beginning of a forget row, and how it goes on now:"]
     for example in spread(forgotten, count):
-        name = language_name(example["language"]) or example["language"]
-        lines += [f"  {name}: {_one_line(example['prompt'], 160, end=True)} ..."]
+        lines += [f"  {called(example['language'])}: {_one_line(example['prompt'], 160, end=True)} ..."]
         lines += [f"    {word:<6}  {_one_line(example[key], 100)}" for word, key in SAID.items()]
     return lines
 

@@ -10,22 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config.finished import read_configuration, where_it_lies
+from ..config.finished import MEMORIZED, NEVER_SEEN, OF_STAGE, read_configuration, where_it_lies
 from ..errors import StorageError
-from ..files import write_json
+from ..files import MARK, write_json
 
 RECORD = "deletion.json"
-# Folders and files of an output folder that may hold texts, or a model that knows them, and what they are.
-IN_OUTPUT_FOLDER = {
-    "memorized": "the model that knows the texts by heart",
-    "never_seen": "the model that was trained on the rows to keep",
-    "checkpoint-*": "a state from before the end, which may know the texts",
-    "teacher": "what the start model says on the rows",
-    "*.unfinished": "a part of a run that was cut short",
-    "synthetic": "the texts of the built-in corpus, and its start model",
-    "runs": "a tracker's figures",
-    "audit/checks": "the audit's figures by row",
-}
+# Folders of an output folder that may hold texts, or a model that knows them: by name, what they are, and a file in
+# them by which one tells that a run has made them. What lacks it is a person's own, and stays.
+IN_OUTPUT_FOLDER = (
+    (MEMORIZED, "the model that knows the texts by heart", OF_STAGE),
+    (NEVER_SEEN, "the model that was trained on the rows to keep", OF_STAGE),
+    ("checkpoint-*", "a state from before the end, which may know the texts", "trainer_state.json"),
+    ("teacher", "what the start model says on the rows", "*-*.json"),
+    ("*.unfinished", "a part of a run that was cut short", MARK),
+    ("synthetic", "the texts of the built-in corpus, and its start model", "data/forget.jsonl"),
+    ("runs", "a tracker's figures", "**/events.out.tfevents.*"),
+)
 # Trackers that write into the folder that a run is started in.
 OF_TRACKERS = ("wandb", "mlruns", "trackio")
 
@@ -67,9 +67,15 @@ def places_of_texts(folder: Path, with_cache: bool = True) -> Places:
     """
     config = where_it_lies(read_configuration(folder), folder)
     found = Places()
-    for pattern, what in IN_OUTPUT_FOLDER.items():
+    # An adapter that was not merged works on the model that the run has made for it.
+    needed = MEMORIZED if config.get("use_peft") and not config.get("merge_adapter") else None
+    for pattern, what, sign in IN_OUTPUT_FOLDER:
         for path in sorted(folder.glob(pattern)):
-            if not path.is_symlink():  # what a person has linked to is theirs
+            if path.is_symlink() or not path.is_dir() or not any(path.glob(sign)):
+                continue  # what a person has put or linked there is theirs
+            if path.name == needed:
+                found.others.append((str(path), f"{what}; the adapter in {folder} does not work without it"))
+            else:
                 found.removable.append(_measured(path, what))
     cache = _token_cache()
     if with_cache and cache.is_dir():

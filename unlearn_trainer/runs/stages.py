@@ -13,7 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..config.arguments import ModelArguments
-from ..config.finished import MEMORIZED, NEVER_SEEN
+from ..config.finished import MEMORIZED, NEVER_SEEN, OF_STAGE
 from ..config.unlearn_config import UnlearnConfig
 from ..console import say
 from ..data import TokenizedData
@@ -27,7 +27,6 @@ from ..trainer import UnlearnTrainer
 from ..training.checkpoints import finishing
 from ..weights.policy import WeightPolicy
 
-DESCRIPTION = "stage.json"
 # All rows in every epoch, and nothing that might end it early.
 PLAIN = {"language_sampling": "all", "max_retain_perplexity_ratio": None}
 
@@ -107,7 +106,7 @@ def stage_folder(
     }
     if folder.exists():
         remedy = f"delete {folder}, which is then made anew, or choose another --output_dir"
-        described = read_own_json(folder / DESCRIPTION, (), remedy) if (folder / DESCRIPTION).exists() else {}
+        described = read_own_json(folder / OF_STAGE, (), remedy) if (folder / OF_STAGE).exists() else {}
         changed = [key for key, value in settings.items() if described.get(key) != value]
         if changed:
             raise ConfigError(
@@ -144,7 +143,7 @@ def stage_folder(
         trainer.save_model(str(unfinished))
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
-            (unfinished / DESCRIPTION).write_text(json.dumps(settings, indent=1))
+            (unfinished / OF_STAGE).write_text(json.dumps(settings, indent=1))
             name_whole_folder(unfinished, folder)
         trainer.accelerator.wait_for_everyone()
     return folder
